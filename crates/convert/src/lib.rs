@@ -1,0 +1,1 @@
+//! From a checkpoint to a quantized GGUF: the plan, then its execution.

@@ -1,0 +1,1 @@
+//! Safe handles over ggml: contexts, tensors, graphs, backends, buffers.

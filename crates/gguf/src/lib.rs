@@ -1,0 +1,1 @@
+//! The GGUF container: a validating, memory-mapped reader and a streaming writer.

@@ -1,0 +1,1 @@
+//! What a Llama or Mixtral is in GGUF: hyperparameters, keys, tensor names and shapes.

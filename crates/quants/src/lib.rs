@@ -1,0 +1,1 @@
+//! Rows to quantized blocks and back, byte for byte as ggml does it.

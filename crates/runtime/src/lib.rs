@@ -1,0 +1,1 @@
+//! Runs a GGUF model on ggml: weights, placement, graph, session, sampler, tokenizer, chat template.

@@ -1,0 +1,2 @@
+//! bruce-quant
+fn main() {}

@@ -1,0 +1,2 @@
+//! bruce-run
+fn main() {}
