@@ -1,0 +1,168 @@
+//! ggml's CPU backend: for the building machine, or as one loadable module per level of CPU.
+
+use crate::source::Source;
+use crate::{Target, link_shared, objects};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A level of x86-64 that a portable build carries, from the oldest CPU to the newest; ggml's names.
+/// Each feature is the `-m` flag, and `GGML_<FEATURE>` is what ggml's start-up check of the CPU looks for.
+const X86_LEVELS: &[(&str, &[&str])] = &[
+    ("x64", &[]),
+    ("sse42", &["sse4.2"]),
+    ("haswell", &["sse4.2", "f16c", "fma", "bmi2", "avx", "avx2"]),
+    ("alderlake", &["sse4.2", "f16c", "fma", "bmi2", "avx", "avx2", "avxvnni"]),
+    ("skylakex", &["sse4.2", "f16c", "fma", "bmi2", "avx", "avx2", "avx512"]),
+    ("icelake", &["sse4.2", "f16c", "fma", "bmi2", "avx", "avx2", "avx512", "avx512vbmi", "avx512vnni"]),
+    (
+        "zen4",
+        &["sse4.2", "f16c", "fma", "bmi2", "avx", "avx2", "avx512", "avx512vbmi", "avx512vnni", "avx512bf16"],
+    ),
+];
+
+/// `-march` for these levels would also choose instructions that ggml does not check for, hence single flags.
+fn flags(feature: &str) -> Vec<String> {
+    match feature {
+        "avx512" => ["f", "cd", "vl", "dq", "bw"].iter().map(|s| format!("-mavx512{s}")).collect(),
+        other => vec![format!("-m{other}")],
+    }
+}
+
+fn definition(feature: &str) -> String {
+    let name = match feature {
+        "sse4.2" => "SSE42".to_owned(),
+        "avxvnni" => "AVX_VNNI".to_owned(),
+        "avx512" => "AVX512".to_owned(),
+        other if other.starts_with("avx512") => format!("AVX512_{}", other["avx512".len()..].to_uppercase()),
+        other => other.to_uppercase(),
+    };
+    format!("GGML_{name}")
+}
+
+fn files(source: &Source, target: &Target) -> Vec<PathBuf> {
+    let dir = source.ggml.join("src/ggml-cpu");
+    let mut names = vec![
+        "ggml-cpu.c",
+        "ggml-cpu.cpp",
+        "repack.cpp",
+        "hbm.cpp",
+        "quants.c",
+        "traits.cpp",
+        "amx/amx.cpp",
+        "amx/mmq.cpp",
+        "binary-ops.cpp",
+        "unary-ops.cpp",
+        "vec.cpp",
+        "ops.cpp",
+        "llamafile/sgemm.cpp",
+    ];
+    names.extend(["tiled/tiled.cpp", "tiled/tiled-kernel.cpp"].iter().filter(|f| dir.join(f).is_file()));
+    names.extend(match target.arch.as_str() {
+        "x86_64" | "x86" => &["arch/x86/quants.c", "arch/x86/repack.cpp"][..],
+        "aarch64" | "arm" => &["arch/arm/quants.c", "arch/arm/repack.cpp"],
+        "powerpc64" => &["arch/powerpc/quants.c"],
+        "loongarch64" => &["arch/loongarch/quants.c"],
+        "riscv64" => &["arch/riscv/quants.c", "arch/riscv/repack.cpp"],
+        "s390x" => &["arch/s390/quants.c"],
+        _ => &[],
+    });
+    names.iter().map(|name| dir.join(name)).collect()
+}
+
+fn configure(source: &Source, build: &mut cc::Build) {
+    build
+        .include(source.ggml.join("src/ggml-cpu"))
+        .define("GGML_USE_LLAMAFILE", None)
+        .define("GGML_USE_CPU_REPACK", None);
+}
+
+/// The `-march` or `-mcpu` the CPU backend is compiled for.
+pub fn level() -> String {
+    env::var("BRUCE_CPU").unwrap_or_else(|_| "native".to_owned())
+}
+
+fn level_flag(target: &Target) -> String {
+    let option = if matches!(target.arch.as_str(), "x86_64" | "x86") { "march" } else { "mcpu" };
+    format!("-{option}={}", level())
+}
+
+/// Object files of the CPU backend for one level, and the CPU features they need (comma-separated, rustc's names).
+pub fn native(source: &Source, target: &Target) -> (Vec<PathBuf>, String) {
+    let flag = level_flag(target);
+    let objects = objects(source, target, &files(source, target), &|build| {
+        configure(source, build);
+        build.flag(&flag);
+    });
+    (objects, needed_features(target, &flag))
+}
+
+/// Asks the compiler which instruction sets the flag stands for, so that the program can check at its start that
+/// the CPU it runs on has them.
+fn needed_features(target: &Target, flag: &str) -> String {
+    if target.arch != "x86_64" {
+        return String::new(); // only x86 levels differ enough between machines of one operating system to matter
+    }
+    let mut command: Command = cc::Build::new().get_compiler().to_command();
+    command.args([flag, "-dM", "-E", "-x", "c", "/dev/null"]);
+    let output = command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let macros = String::from_utf8_lossy(&output.stdout);
+    let table = [
+        ("__SSE3__", "sse3"),
+        ("__SSSE3__", "ssse3"),
+        ("__SSE4_1__", "sse4.1"),
+        ("__SSE4_2__", "sse4.2"),
+        ("__POPCNT__", "popcnt"),
+        ("__AVX__", "avx"),
+        ("__AVX2__", "avx2"),
+        ("__FMA__", "fma"),
+        ("__F16C__", "f16c"),
+        ("__BMI__", "bmi1"),
+        ("__BMI2__", "bmi2"),
+        ("__LZCNT__", "lzcnt"),
+        ("__MOVBE__", "movbe"),
+        ("__AVX512F__", "avx512f"),
+        ("__AVX512BW__", "avx512bw"),
+        ("__AVX512CD__", "avx512cd"),
+        ("__AVX512DQ__", "avx512dq"),
+        ("__AVX512VL__", "avx512vl"),
+        ("__AVX512VBMI__", "avx512vbmi"),
+        ("__AVX512VNNI__", "avx512vnni"),
+        ("__AVX512BF16__", "avx512bf16"),
+        ("__AVXVNNI__", "avxvnni"),
+    ];
+    let has = |name: &str| macros.lines().any(|line| line.split_whitespace().nth(1) == Some(name));
+    table.iter().filter(|(name, _)| has(name)).map(|(_, feature)| *feature).collect::<Vec<_>>().join(",")
+}
+
+/// Builds `libggml-cpu-<level>.so` for every level; ggml loads the best one the machine supports.
+pub fn variants(source: &Source, target: &Target, base: &Path) {
+    assert!(
+        target.arch == "x86_64" && target.os == "linux",
+        "the feature `portable` is there for x86-64 Linux; elsewhere set BRUCE_CPU to the oldest CPU you ship for"
+    );
+    for (name, features) in X86_LEVELS {
+        let define = |build: &mut cc::Build| {
+            build.define("GGML_BACKEND_BUILD", None);
+            for feature in *features {
+                build.define(&definition(feature), None);
+            }
+        };
+        let directory = target.out.join(name);
+        let mut all = objects(source, target, &files(source, target), &|build| {
+            configure(source, build);
+            define(build);
+            build.out_dir(&directory);
+            for flag in features.iter().flat_map(|f| flags(f)) {
+                build.flag(flag);
+            }
+        });
+        // The check whether the CPU has the level must itself run on any CPU.
+        let check = [source.ggml.join("src/ggml-cpu/arch/x86/cpu-feats.cpp")];
+        all.extend(objects(source, target, &check, &|build| {
+            define(build);
+            build.out_dir(&directory);
+        }));
+        link_shared(target, &format!("ggml-cpu-{name}"), &all, &[base]);
+    }
+}
