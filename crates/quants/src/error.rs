@@ -1,0 +1,46 @@
+//! What can be wrong with a request to convert weights.
+
+use crate::TensorType;
+
+/// Why weights were not converted. Nothing was written in any of these cases.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Blocks of this type can't be made here.
+    #[error("quantize: found type {found}, expected one of {}", list(crate::can_quantize))]
+    CannotQuantize {
+        /// The type asked for.
+        found: TensorType,
+    },
+    /// Blocks of this type can't be read here.
+    #[error("dequantize: found type {found}, expected one of {}", list(crate::can_dequantize))]
+    CannotDequantize {
+        /// The type asked for.
+        found: TensorType,
+    },
+    /// The weights do not fill whole blocks.
+    #[error("{ty}: number of weights: found {found}, expected a multiple of {}", ty.block_len())]
+    PartialBlock {
+        /// The quantized side's type.
+        ty: TensorType,
+        /// Weights given.
+        found: usize,
+    },
+    /// The buffer of blocks does not have the size that the weights take.
+    #[error("{ty}: bytes for {weights} weights: found {found}, expected {expected}")]
+    Size {
+        /// The quantized side's type.
+        ty: TensorType,
+        /// Weights on the other side.
+        weights: usize,
+        /// Bytes in the buffer.
+        found: usize,
+        /// Bytes that this many weights take.
+        expected: usize,
+    },
+}
+
+/// The names of the types for which `supported` holds.
+fn list(supported: fn(TensorType) -> bool) -> String {
+    let names: Vec<_> = TensorType::ALL.iter().filter(|&&ty| supported(ty)).map(|ty| ty.name()).collect();
+    names.join(", ")
+}
