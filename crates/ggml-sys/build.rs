@@ -214,6 +214,7 @@ fn generate_bindings(source: &source::Source) {
     let mut builder = bindgen::Builder::default()
         .header("wrapper.h")
         .clang_arg(format!("-I{}", include.display()))
+        .clang_arg(format!("-I{}", source.ggml.join("src").display()))
         .generate_comments(false)
         .layout_tests(false)
         .prepend_enum_name(false)

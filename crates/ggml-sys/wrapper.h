@@ -3,3 +3,5 @@
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
+// For a backend of our own: the device that stands in for a GPU in tests.
+#include "ggml-backend-impl.h"

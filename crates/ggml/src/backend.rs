@@ -1,0 +1,230 @@
+//! Devices, and backends running on them.
+
+use crate::Error;
+use crate::buffer::BufferType;
+use crate::threads::ThreadPool;
+use ggml_sys as sys;
+use std::ffi::{CStr, CString, c_void};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// The host's processor and memory.
+    Cpu,
+    /// A card with memory of its own.
+    Gpu,
+    /// A GPU that shares the host's memory.
+    IntegratedGpu,
+    /// Something that helps the CPU with single operations.
+    Accelerator,
+}
+
+/// A device that ggml can compute on; lives for the whole program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Device(pub(crate) NonNull<sys::ggml_backend_device>);
+
+// SAFETY: devices are registered once and never freed.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// Every device of every backend that is linked or was loaded.
+pub fn devices() -> Vec<Device> {
+    // SAFETY: indices run below the count.
+    unsafe {
+        (0..sys::ggml_backend_dev_count())
+            .filter_map(|i| NonNull::new(sys::ggml_backend_dev_get(i)).map(Device))
+            .collect()
+    }
+}
+
+/// Loads backend modules that lie beside the program, or where the build left them, and makes sure that there is a CPU
+/// backend. In a build that links its CPU backend this only looks for modules of GPUs.
+///
+/// # Errors
+/// [`Error::NoCpuBackend`].
+pub fn load_backends() -> Result<(), Error> {
+    static LOADED: std::sync::Once = std::sync::Once::new();
+    let beside = std::env::current_exe().ok().and_then(|p| p.parent().map(|d| d.to_path_buf()));
+    let built = (!sys::BUILD_MODULE_DIR.is_empty()).then(|| sys::BUILD_MODULE_DIR.into());
+    let places: Vec<std::path::PathBuf> = [beside, built].into_iter().flatten().collect();
+    LOADED.call_once(|| {
+        for place in &places {
+            let has_module = std::fs::read_dir(place).is_ok_and(|dir| {
+                dir.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libggml-"))
+            });
+            let Ok(path) = CString::new(place.to_string_lossy().as_bytes()) else { continue };
+            if has_module {
+                // SAFETY: a NUL-terminated path; ggml loads only modules that score above zero on this machine.
+                unsafe { sys::ggml_backend_load_all_from_path(path.as_ptr()) };
+            }
+            if Device::find(DeviceKind::Cpu).is_some() && !sys::BUILD_MODULE_DIR.is_empty() {
+                break;
+            }
+        }
+    });
+    match Device::find(DeviceKind::Cpu) {
+        Some(_) => Ok(()),
+        None => Err(Error::NoCpuBackend {
+            searched: places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+impl Device {
+    /// The first device of a kind.
+    pub fn find(kind: DeviceKind) -> Option<Device> {
+        devices().into_iter().find(|d| d.kind() == kind)
+    }
+
+    /// Short name: `CPU`, `CUDA0`, ...
+    pub fn name(self) -> String {
+        // SAFETY: a static string.
+        unsafe { CStr::from_ptr(sys::ggml_backend_dev_name(self.0.as_ptr())) }.to_string_lossy().into_owned()
+    }
+
+    /// What the vendor calls it.
+    pub fn description(self) -> String {
+        // SAFETY: a static string.
+        unsafe { CStr::from_ptr(sys::ggml_backend_dev_description(self.0.as_ptr())) }
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    /// What kind of device it is.
+    pub fn kind(self) -> DeviceKind {
+        // SAFETY: a registered device.
+        match unsafe { sys::ggml_backend_dev_type(self.0.as_ptr()) } {
+            sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Cpu,
+            sys::GGML_BACKEND_DEVICE_TYPE_GPU => DeviceKind::Gpu,
+            sys::GGML_BACKEND_DEVICE_TYPE_IGPU => DeviceKind::IntegratedGpu,
+            _ => DeviceKind::Accelerator,
+        }
+    }
+
+    /// Free and total memory in bytes, as the device reports them.
+    pub fn memory(self) -> (usize, usize) {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: a registered device and two places to write to.
+        unsafe { sys::ggml_backend_dev_memory(self.0.as_ptr(), &mut free, &mut total) };
+        (free, total)
+    }
+
+    /// The memory its backend computes in.
+    pub fn buffer_type(self) -> BufferType {
+        // SAFETY: a registered device; every device has a buffer type.
+        BufferType(
+            NonNull::new(unsafe { sys::ggml_backend_dev_buffer_type(self.0.as_ptr()) }).expect("has one"),
+        )
+    }
+
+    /// A function that the device's backend offers by name.
+    ///
+    /// # Safety
+    /// `F` is the function-pointer type that ggml documents for `name`.
+    pub(crate) unsafe fn function<F: Copy>(self, name: &CStr) -> Option<F> {
+        assert_eq!(size_of::<F>(), size_of::<*mut c_void>());
+        // SAFETY: a registered device has a registry entry; the name is NUL-terminated.
+        let address = unsafe {
+            let registry = sys::ggml_backend_dev_backend_reg(self.0.as_ptr());
+            sys::ggml_backend_reg_get_proc_address(registry, name.as_ptr())
+        };
+        // SAFETY: the caller names the type of the function.
+        (!address.is_null()).then(|| unsafe { std::mem::transmute_copy(&address) })
+    }
+}
+
+type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, i32);
+type SetThreadPool = unsafe extern "C" fn(sys::ggml_backend_t, sys::ggml_threadpool_t);
+type AbortCallback = unsafe extern "C" fn(*mut c_void) -> bool;
+type SetAbort = unsafe extern "C" fn(sys::ggml_backend_t, Option<AbortCallback>, *mut c_void);
+
+/// A stream of work on a device.
+pub struct Backend {
+    raw: NonNull<sys::ggml_backend>,
+    device: Device,
+    /// Read by the abort callback, so it must outlive the backend.
+    abort: Option<Arc<AtomicBool>>,
+    pool: Option<Arc<ThreadPool>>,
+}
+
+// SAFETY: a backend is used by one thread at a time, which `&mut` in the scheduler ensures.
+unsafe impl Send for Backend {}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // SAFETY: freed once; the scheduler that used it is gone by then.
+        unsafe { sys::ggml_backend_free(self.raw.as_ptr()) };
+    }
+}
+
+impl Backend {
+    /// Starts a stream on `device`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInit`].
+    pub fn new(device: Device) -> Result<Backend, Error> {
+        // SAFETY: a registered device; no parameters.
+        let raw = unsafe { sys::ggml_backend_dev_init(device.0.as_ptr(), std::ptr::null()) };
+        let raw = NonNull::new(raw).ok_or_else(|| Error::DeviceInit { device: device.name() })?;
+        Ok(Backend { raw, device, abort: None, pool: None })
+    }
+
+    pub(crate) fn raw(&self) -> sys::ggml_backend_t {
+        self.raw.as_ptr()
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Computes with the threads of `pool` from now on; only the CPU has threads, others ignore it.
+    pub fn set_threads(&mut self, pool: &Arc<ThreadPool>) {
+        if self.pool.as_ref().is_some_and(|current| Arc::ptr_eq(current, pool)) {
+            return;
+        }
+        // SAFETY: these are the types that ggml documents for these names.
+        let (count, threads) = unsafe {
+            (
+                self.device.function::<SetThreads>(c"ggml_backend_set_n_threads"),
+                self.device.function::<SetThreadPool>(c"ggml_backend_cpu_set_threadpool"),
+            )
+        };
+        // SAFETY: the backend is valid and the pool is kept alive by `self`.
+        unsafe {
+            if let Some(set) = count {
+                set(self.raw(), pool.n_threads() as i32);
+            }
+            if let Some(set) = threads {
+                set(self.raw(), pool.raw());
+            }
+        }
+        self.pool = Some(Arc::clone(pool));
+    }
+
+    /// Stops a running computation soon after `flag` becomes true; only the CPU backend listens.
+    pub fn set_abort(&mut self, flag: Arc<AtomicBool>) {
+        unsafe extern "C" fn stop(data: *mut c_void) -> bool {
+            // SAFETY: `data` is the flag, kept alive by the backend.
+            unsafe { &*data.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+        }
+        // SAFETY: the type that ggml documents for the name; the flag outlives the backend.
+        unsafe {
+            if let Some(set) = self.device.function::<SetAbort>(c"ggml_backend_set_abort_callback") {
+                set(self.raw(), Some(stop), Arc::as_ptr(&flag).cast_mut().cast());
+            }
+        }
+        self.abort = Some(flag);
+    }
+}

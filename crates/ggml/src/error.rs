@@ -1,0 +1,58 @@
+//! What can go wrong between Rust and ggml.
+
+/// An error from ggml or from the machine beneath it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A buffer could not be allocated.
+    #[error("{buffer_type}: out of memory: {size_bytes} bytes were needed for {what}")]
+    OutOfMemory {
+        /// The buffer type (`CPU`, `CUDA0`, ...).
+        buffer_type: String,
+        /// How much was asked for.
+        size_bytes: usize,
+        /// What it was for.
+        what: String,
+    },
+    /// The scheduler could not allocate a graph's intermediate results.
+    #[error("out of memory: the compute buffers of a graph of {n_nodes} nodes could not be allocated")]
+    GraphAllocation {
+        /// Nodes in the graph.
+        n_nodes: usize,
+    },
+    /// The computation was stopped on request.
+    #[error("the computation was stopped")]
+    Aborted,
+    /// A backend failed while computing.
+    #[error("computing the graph failed with ggml status {status}")]
+    Compute {
+        /// `ggml_status`.
+        status: i32,
+    },
+    /// A tensor type number that the linked ggml does not have.
+    #[error("tensor type {id} is unknown to the linked ggml")]
+    UnknownType {
+        /// The number as stored in a file.
+        id: u32,
+    },
+    /// The processor lacks instructions that this program was compiled for.
+    #[error(
+        "this program was compiled for a CPU with {missing}, which this machine lacks; use a portable build, or build with BRUCE_CPU set to this machine's level"
+    )]
+    UnsupportedCpu {
+        /// The features that are missing.
+        missing: String,
+    },
+    /// No device can run models.
+    #[error("no CPU backend was found: {searched}")]
+    NoCpuBackend {
+        /// Where it was looked for.
+        searched: String,
+    },
+    /// A device refused to start.
+    #[error("device {device} could not be initialised")]
+    DeviceInit {
+        /// The device's name.
+        device: String,
+    },
+}

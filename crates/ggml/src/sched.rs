@@ -1,0 +1,118 @@
+//! The scheduler: splits a graph over backends by where its weights lie, allocates and computes it.
+
+use crate::Error;
+use crate::backend::Backend;
+use crate::buffer::BufferType;
+use crate::graph::Graph;
+use ggml_sys as sys;
+use std::ptr::NonNull;
+
+/// Runs graphs over several backends, the CPU last.
+pub struct Scheduler {
+    raw: NonNull<sys::ggml_backend_sched>,
+    backends: Vec<Backend>,
+}
+
+// SAFETY: used by one thread at a time through `&mut`.
+unsafe impl Send for Scheduler {}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        // SAFETY: freed once, before the backends (fields drop after this).
+        unsafe { sys::ggml_backend_sched_free(self.raw.as_ptr()) };
+    }
+}
+
+impl Scheduler {
+    /// A scheduler over `backends`, in order of preference; the last must be the CPU. `max_nodes` bounds the graphs.
+    /// `offload` lets a GPU compute large batches with weights that lie in host memory.
+    pub fn new(backends: Vec<Backend>, max_nodes: usize, offload: bool) -> Scheduler {
+        let mut raw: Vec<sys::ggml_backend_t> = backends.iter().map(Backend::raw).collect();
+        let mut types: Vec<sys::ggml_backend_buffer_type_t> =
+            backends.iter().map(|b| b.device().buffer_type().0.as_ptr()).collect();
+        // SAFETY: both arrays have one entry per backend and are copied.
+        let sched = unsafe {
+            sys::ggml_backend_sched_new(
+                raw.as_mut_ptr(),
+                types.as_mut_ptr(),
+                backends.len() as i32,
+                max_nodes,
+                false,
+                offload,
+            )
+        };
+        Scheduler { raw: NonNull::new(sched).expect("a small allocation"), backends }
+    }
+
+    /// The backends, in the order given.
+    pub fn backends_mut(&mut self) -> &mut [Backend] {
+        &mut self.backends
+    }
+
+    /// Allocates the compute buffers that `graph` needs without computing it, so that later graphs no larger fit.
+    ///
+    /// # Errors
+    /// [`Error::GraphAllocation`].
+    pub fn reserve(&mut self, graph: &Graph) -> Result<(), Error> {
+        // SAFETY: scheduler and graph are valid.
+        let done = unsafe {
+            sys::ggml_backend_sched_reset(self.raw.as_ptr());
+            sys::ggml_backend_sched_reserve(self.raw.as_ptr(), graph.raw())
+        };
+        if done { Ok(()) } else { Err(Error::GraphAllocation { n_nodes: graph.n_nodes() }) }
+    }
+
+    /// Bytes of compute buffer on each backend that `graph` would need.
+    pub fn measure(&mut self, graph: &Graph) -> Vec<usize> {
+        let mut sizes = vec![0; self.backends.len()];
+        // SAFETY: scheduler and graph are valid, one size per backend.
+        unsafe {
+            sys::ggml_backend_sched_reset(self.raw.as_ptr());
+            sys::ggml_backend_sched_reserve_size(self.raw.as_ptr(), graph.raw(), sizes.as_mut_ptr());
+            sys::ggml_backend_sched_reset(self.raw.as_ptr());
+        }
+        sizes
+    }
+
+    /// Gives every node of `graph` a place, forgetting the graph before it. Inputs may be written afterwards.
+    ///
+    /// # Errors
+    /// [`Error::GraphAllocation`].
+    pub fn allocate(&mut self, graph: &Graph) -> Result<(), Error> {
+        // SAFETY: scheduler and graph are valid.
+        let done = unsafe {
+            sys::ggml_backend_sched_reset(self.raw.as_ptr());
+            sys::ggml_backend_sched_alloc_graph(self.raw.as_ptr(), graph.raw())
+        };
+        if done { Ok(()) } else { Err(Error::GraphAllocation { n_nodes: graph.n_nodes() }) }
+    }
+
+    /// Computes the graph that was allocated last.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] when the abort flag was set, [`Error::Compute`] otherwise.
+    pub fn compute(&mut self, graph: &Graph) -> Result<(), Error> {
+        // SAFETY: the graph was allocated by this scheduler.
+        match unsafe { sys::ggml_backend_sched_graph_compute(self.raw.as_ptr(), graph.raw()) } {
+            sys::GGML_STATUS_SUCCESS => Ok(()),
+            sys::GGML_STATUS_ABORTED => Err(Error::Aborted),
+            status => Err(Error::Compute { status }),
+        }
+    }
+
+    /// How many pieces the last graph was split into.
+    pub fn n_splits(&self) -> usize {
+        // SAFETY: a valid scheduler.
+        unsafe { sys::ggml_backend_sched_get_n_splits(self.raw.as_ptr()) as usize }
+    }
+
+    /// Compute buffer sizes in bytes, by backend.
+    pub fn buffer_sizes(&self) -> Vec<(BufferType, usize)> {
+        let size = |backend: &Backend| {
+            // SAFETY: the backend belongs to this scheduler.
+            let bytes = unsafe { sys::ggml_backend_sched_get_buffer_size(self.raw.as_ptr(), backend.raw()) };
+            (backend.device().buffer_type(), bytes)
+        };
+        self.backends.iter().map(size).collect()
+    }
+}
