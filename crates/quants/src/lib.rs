@@ -18,6 +18,8 @@
 mod dispatch;
 mod error;
 mod scalar;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use dispatch::{can_dequantize, can_quantize, dequantize, quantize};

@@ -4,7 +4,12 @@
 //! chunks. Every arithmetic step is rounded on its own; rewriting `a * b + c` as `mul_add`, or a running sum as
 //! several, changes bytes.
 
+mod affine_k;
 mod float;
+mod legacy;
+mod q6_k;
+mod round;
+mod search;
 
 use crate::TensorType;
 use crate::dispatch::{Dequantize, Quantize};
@@ -15,6 +20,14 @@ pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
         TensorType::F32 => |src, dst| each_quantized(src, dst, float::store_f32),
         TensorType::F16 => |src, dst| each_quantized(src, dst, float::store_f16),
         TensorType::BF16 => |src, dst| each_quantized(src, dst, float::store_bf16),
+        TensorType::Q4_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q4_0),
+        TensorType::Q4_1 => |src, dst| each_quantized(src, dst, legacy::quantize_q4_1),
+        TensorType::Q5_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_0),
+        TensorType::Q5_1 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_1),
+        TensorType::Q8_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q8_0),
+        TensorType::Q4_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q4_k),
+        TensorType::Q5_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q5_k),
+        TensorType::Q6_K => |src, dst| each_quantized(src, dst, q6_k::quantize_q6_k),
         _ => return None,
     })
 }
@@ -25,6 +38,14 @@ pub(crate) fn dequantizer(ty: TensorType) -> Option<Dequantize> {
         TensorType::F32 => |src, dst| each_dequantized(src, dst, float::load_f32),
         TensorType::F16 => |src, dst| each_dequantized(src, dst, float::load_f16),
         TensorType::BF16 => |src, dst| each_dequantized(src, dst, float::load_bf16),
+        TensorType::Q4_0 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q4_0),
+        TensorType::Q4_1 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q4_1),
+        TensorType::Q5_0 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q5_0),
+        TensorType::Q5_1 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q5_1),
+        TensorType::Q8_0 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q8_0),
+        TensorType::Q4_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q4_k),
+        TensorType::Q5_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q5_k),
+        TensorType::Q6_K => |src, dst| each_dequantized(src, dst, q6_k::dequantize_q6_k),
         _ => return None,
     })
 }

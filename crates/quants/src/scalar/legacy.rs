@@ -1,0 +1,177 @@
+//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 weights, one scale. The scale comes straight from the extremes, without search.
+//!
+//! | type | weight        | bytes | scale d (F16) | minimum m (F16) | fifth bits | quants |
+//! |------|---------------|-------|---------------|-----------------|------------|--------|
+//! | Q4_0 | d (q - 8)     | 18    | 0..2          |                 |            | 2..18  |
+//! | Q4_1 | d q + m       | 20    | 0..2          | 2..4            |            | 4..20  |
+//! | Q5_0 | d (q - 16)    | 22    | 0..2          |                 | 2..6       | 6..22  |
+//! | Q5_1 | d q + m       | 24    | 0..2          | 2..4            | 4..8       | 8..24  |
+//! | Q8_0 | d q, q signed | 34    | 0..2          |                 |            | 2..34  |
+//!
+//! All little-endian. Byte i of the 4- and 5-bit quants holds the low four bits of weight i in its low and of weight
+//! i + 16 in its high half; bit i of the fifth bits belongs to weight i. Q8_0 has one byte for each weight.
+//!
+//! In Q4_0 and Q5_0 the weight of the largest magnitude becomes the most negative quant, so d has the opposite sign.
+//! Quants are computed with the unrounded scale.
+
+use super::float::{f16_from_f32, f32_from_f16};
+use super::round::{round, truncate};
+use crate::TensorType;
+
+/// Weights in a block of any of these types.
+const LEN: usize = 32;
+
+const Q4_0: usize = 2 + 16;
+const Q4_1: usize = 2 + 2 + 16;
+const Q5_0: usize = 2 + 4 + 16;
+const Q5_1: usize = 2 + 2 + 4 + 16;
+const Q8_0: usize = 2 + 32;
+
+const _: () = {
+    assert!(TensorType::Q4_0.block_len() == LEN && TensorType::Q4_0.block_bytes() == Q4_0);
+    assert!(TensorType::Q4_1.block_len() == LEN && TensorType::Q4_1.block_bytes() == Q4_1);
+    assert!(TensorType::Q5_0.block_len() == LEN && TensorType::Q5_0.block_bytes() == Q5_0);
+    assert!(TensorType::Q5_1.block_len() == LEN && TensorType::Q5_1.block_bytes() == Q5_1);
+    assert!(TensorType::Q8_0.block_len() == LEN && TensorType::Q8_0.block_bytes() == Q8_0);
+};
+
+pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
+    let d = extreme(weights) / -8.0;
+    let inverse = reciprocal(d);
+    let quants = weights.map(|weight| truncate(weight * inverse + 8.5).min(15));
+    store_f16(&mut block[..2], d);
+    store_nibbles(&mut block[2..], &quants);
+}
+
+pub(super) fn dequantize_q4_0(block: &[u8; Q4_0], weights: &mut [f32; LEN]) {
+    let d = load_f16(&block[..2]);
+    *weights = load_nibbles(&block[2..]).map(|quant| (f32::from(quant) - 8.0) * d);
+}
+
+pub(super) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
+    let (min, max) = range(weights);
+    let d = (max - min) / 15.0;
+    let inverse = reciprocal(d);
+    let quants = weights.map(|weight| truncate((weight - min) * inverse + 0.5).min(15));
+    store_f16(&mut block[..2], d);
+    store_f16(&mut block[2..4], min);
+    store_nibbles(&mut block[4..], &quants);
+}
+
+pub(super) fn dequantize_q4_1(block: &[u8; Q4_1], weights: &mut [f32; LEN]) {
+    let d = load_f16(&block[..2]);
+    let min = load_f16(&block[2..4]);
+    *weights = load_nibbles(&block[4..]).map(|quant| f32::from(quant) * d + min);
+}
+
+pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
+    let d = extreme(weights) / -16.0;
+    let inverse = reciprocal(d);
+    let quants = weights.map(|weight| truncate(weight * inverse + 16.5).min(31));
+    store_f16(&mut block[..2], d);
+    store_fifth_bits(&mut block[2..6], &quants);
+    store_nibbles(&mut block[6..], &quants);
+}
+
+pub(super) fn dequantize_q5_0(block: &[u8; Q5_0], weights: &mut [f32; LEN]) {
+    let d = load_f16(&block[..2]);
+    let quants = with_fifth_bits(load_nibbles(&block[6..]), &block[2..6]);
+    *weights = quants.map(|quant| (f32::from(quant) - 16.0) * d);
+}
+
+pub(super) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
+    let (min, max) = range(weights);
+    let d = (max - min) / 31.0;
+    let inverse = reciprocal(d);
+    let quants = weights.map(|weight| truncate((weight - min) * inverse + 0.5));
+    store_f16(&mut block[..2], d);
+    store_f16(&mut block[2..4], min);
+    store_fifth_bits(&mut block[4..8], &quants);
+    store_nibbles(&mut block[8..], &quants);
+}
+
+pub(super) fn dequantize_q5_1(block: &[u8; Q5_1], weights: &mut [f32; LEN]) {
+    let d = load_f16(&block[..2]);
+    let min = load_f16(&block[2..4]);
+    let quants = with_fifth_bits(load_nibbles(&block[8..]), &block[4..8]);
+    *weights = quants.map(|quant| f32::from(quant) * d + min);
+}
+
+pub(super) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
+    let mut largest = 0.0;
+    for weight in weights {
+        let magnitude = weight.abs();
+        largest = if largest > magnitude { largest } else { magnitude };
+    }
+    let d = largest / 127.0;
+    let inverse = reciprocal(d);
+    store_f16(&mut block[..2], d);
+    for (quant, weight) in block[2..].iter_mut().zip(weights) {
+        *quant = round(weight * inverse);
+    }
+}
+
+pub(super) fn dequantize_q8_0(block: &[u8; Q8_0], weights: &mut [f32; LEN]) {
+    let d = load_f16(&block[..2]);
+    for (weight, &quant) in weights.iter_mut().zip(&block[2..]) {
+        *weight = f32::from(quant as i8) * d;
+    }
+}
+
+/// The weight of the largest magnitude, with its sign; the first one where several share it.
+fn extreme(weights: &[f32; LEN]) -> f32 {
+    let (mut extreme, mut magnitude) = (0.0, 0.0);
+    for &weight in weights {
+        if magnitude < weight.abs() {
+            (extreme, magnitude) = (weight, weight.abs());
+        }
+    }
+    extreme
+}
+
+/// The smallest and the largest weight; of zeros with different signs, the first.
+fn range(weights: &[f32; LEN]) -> (f32, f32) {
+    let (mut min, mut max) = (f32::MAX, f32::MIN);
+    for &weight in weights {
+        min = if weight < min { weight } else { min };
+        max = if weight > max { weight } else { max };
+    }
+    (min, max)
+}
+
+/// 1 / `scale`, which is infinite for the smallest denormals; 0 for a scale of 0.
+fn reciprocal(scale: f32) -> f32 {
+    if scale != 0.0 { 1.0 / scale } else { 0.0 }
+}
+
+fn store_f16(bytes: &mut [u8], value: f32) {
+    bytes.copy_from_slice(&f16_from_f32(value).to_le_bytes());
+}
+
+fn load_f16(bytes: &[u8]) -> f32 {
+    f32_from_f16(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+fn store_nibbles(bytes: &mut [u8], quants: &[u8; LEN]) {
+    let (low, high) = quants.split_at(LEN / 2);
+    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+        *byte = low & 15 | high << 4;
+    }
+}
+
+fn load_nibbles(bytes: &[u8]) -> [u8; LEN] {
+    std::array::from_fn(|i| if i < LEN / 2 { bytes[i] & 15 } else { bytes[i - LEN / 2] >> 4 })
+}
+
+fn store_fifth_bits(bytes: &mut [u8], quants: &[u8; LEN]) {
+    let mut bits = 0;
+    for (i, quant) in quants.iter().enumerate() {
+        bits |= u32::from(quant >> 4 & 1) << i;
+    }
+    bytes.copy_from_slice(&bits.to_le_bytes());
+}
+
+fn with_fifth_bits(nibbles: [u8; LEN], bytes: &[u8]) -> [u8; LEN] {
+    let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    std::array::from_fn(|i| nibbles[i] | ((bits >> i & 1) as u8) << 4)
+}
