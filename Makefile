@@ -1,0 +1,33 @@
+# Needs cargo, a C++ compiler and make; the real model of the demo and some tests also need python3 and, for the
+# comparison with llama.cpp, node. See tools/ for the scripts behind each target.
+.DEFAULT_GOAL := help
+.PHONY: help demo test fmt lint models oracle bench clean
+
+help: ## Print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## Build, quantize two checkpoints and ask them something
+	@bash tools/demo.sh
+
+test: ## Run every check, as CI does
+	@bash tools/check.sh
+
+fmt: ## Format the sources
+	cargo fmt --all
+
+lint: ## Look for what the compiler and clippy dislike
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+models: ## Make the test models in .cache/test-models (1.5 GB)
+	@bash tools/test-models.sh
+
+oracle: ## Install a prebuilt llama.cpp in .cache/oracle
+	@bash tools/oracle.sh
+
+bench: ## Measure; see BENCHMARKS.md
+	@bash benches/run.sh
+
+clean: ## Remove what was built and fetched
+	cargo clean
+	rm -rf .cache
