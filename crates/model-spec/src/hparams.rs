@@ -100,7 +100,7 @@ impl HyperParams {
             let expected = format!("a divisor of the {} query heads", self.n_head);
             return Err(Error::invalid(keys::HEAD_COUNT_KV, self.n_head_kv, expected));
         }
-        if self.n_rot == 0 || self.n_rot > self.head_dim_k || self.n_rot % 2 != 0 {
+        if self.n_rot == 0 || self.n_rot > self.head_dim_k || !self.n_rot.is_multiple_of(2) {
             let expected = format!("an even number from 2 to the head's width, {}", self.head_dim_k);
             return Err(Error::invalid(keys::ROPE_DIMENSION_COUNT, self.n_rot, expected));
         }
