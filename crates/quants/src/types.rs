@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(TensorType::F32.row_bytes(3), Some(12));
         assert_eq!(TensorType::F32.row_bytes(u64::MAX / 4), Some(u64::MAX / 4 * 4));
         assert_eq!(TensorType::F32.row_bytes(u64::MAX / 4 + 1), None);
-        assert_eq!(TensorType::Q8_0.row_bytes(u64::MAX & !31), None);
+        assert_eq!(TensorType::Q8_0.row_bytes(!31), None);
     }
 
     #[test]

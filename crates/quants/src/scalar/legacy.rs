@@ -15,7 +15,7 @@
 //! Quants are computed with the unrounded scale.
 
 use super::float::{f16_from_f32, f32_from_f16};
-use super::round::{round, truncate};
+use super::round::round;
 use crate::TensorType;
 
 /// Weights in a block of any of these types.
@@ -38,7 +38,7 @@ const _: () = {
 pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
     let d = extreme(weights) / -8.0;
     let inverse = reciprocal(d);
-    let quants = weights.map(|weight| truncate(weight * inverse + 8.5).min(15));
+    let quants = weights.map(|weight| ((weight * inverse + 8.5) as u8).min(15));
     store_f16(&mut block[..2], d);
     store_nibbles(&mut block[2..], &quants);
 }
@@ -52,7 +52,7 @@ pub(super) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
     let (min, max) = range(weights);
     let d = (max - min) / 15.0;
     let inverse = reciprocal(d);
-    let quants = weights.map(|weight| truncate((weight - min) * inverse + 0.5).min(15));
+    let quants = weights.map(|weight| (((weight - min) * inverse + 0.5) as u8).min(15));
     store_f16(&mut block[..2], d);
     store_f16(&mut block[2..4], min);
     store_nibbles(&mut block[4..], &quants);
@@ -67,7 +67,7 @@ pub(super) fn dequantize_q4_1(block: &[u8; Q4_1], weights: &mut [f32; LEN]) {
 pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
     let d = extreme(weights) / -16.0;
     let inverse = reciprocal(d);
-    let quants = weights.map(|weight| truncate(weight * inverse + 16.5).min(31));
+    let quants = weights.map(|weight| ((weight * inverse + 16.5) as u8).min(31));
     store_f16(&mut block[..2], d);
     store_fifth_bits(&mut block[2..6], &quants);
     store_nibbles(&mut block[6..], &quants);
@@ -83,7 +83,7 @@ pub(super) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
     let (min, max) = range(weights);
     let d = (max - min) / 31.0;
     let inverse = reciprocal(d);
-    let quants = weights.map(|weight| truncate((weight - min) * inverse + 0.5));
+    let quants = weights.map(|weight| ((weight - min) * inverse + 0.5) as u8);
     store_f16(&mut block[..2], d);
     store_f16(&mut block[2..4], min);
     store_fifth_bits(&mut block[4..8], &quants);
@@ -107,7 +107,7 @@ pub(super) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
     let inverse = reciprocal(d);
     store_f16(&mut block[..2], d);
     for (quant, weight) in block[2..].iter_mut().zip(weights) {
-        *quant = round(weight * inverse);
+        *quant = round(weight * inverse) as u8;
     }
 }
 
@@ -139,9 +139,18 @@ fn range(weights: &[f32; LEN]) -> (f32, f32) {
     (min, max)
 }
 
-/// 1 / `scale`, which is infinite for the smallest denormals; 0 for a scale of 0.
+/// 1 / `scale`; 0 for a scale of 0, and NaN for denormals so small that the reciprocal overflows.
+///
+/// There ggml multiplies with infinity and converts what comes out, infinite or NaN, to an integer, which C leaves
+/// undefined. On x86-64 all of it becomes 0 in the low byte. Rust's conversion makes the same of NaN, and all other
+/// products lie well within the range of the quants.
 fn reciprocal(scale: f32) -> f32 {
-    if scale != 0.0 { 1.0 / scale } else { 0.0 }
+    let reciprocal = 1.0 / scale;
+    match (scale == 0.0, reciprocal.is_infinite()) {
+        (true, _) => 0.0,
+        (false, true) => f32::NAN,
+        (false, false) => reciprocal,
+    }
 }
 
 fn store_f16(bytes: &mut [u8], value: f32) {

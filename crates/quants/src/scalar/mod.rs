@@ -7,6 +7,8 @@
 mod affine_k;
 mod float;
 mod legacy;
+mod q2_k;
+mod q3_k;
 mod q6_k;
 mod round;
 mod search;
@@ -43,6 +45,8 @@ pub(crate) fn dequantizer(ty: TensorType) -> Option<Dequantize> {
         TensorType::Q5_0 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q5_0),
         TensorType::Q5_1 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q5_1),
         TensorType::Q8_0 => |src, dst| each_dequantized(src, dst, legacy::dequantize_q8_0),
+        TensorType::Q2_K => |src, dst| each_dequantized(src, dst, q2_k::dequantize_q2_k),
+        TensorType::Q3_K => |src, dst| each_dequantized(src, dst, q3_k::dequantize_q3_k),
         TensorType::Q4_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q4_k),
         TensorType::Q5_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q5_k),
         TensorType::Q6_K => |src, dst| each_dequantized(src, dst, q6_k::dequantize_q6_k),

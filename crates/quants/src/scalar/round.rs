@@ -1,4 +1,4 @@
-//! Conversions from float to integer, with the results that ggml's C gets on x86-64.
+//! Rounding floats to integers the way ggml does.
 
 /// The integer nearest to `value`, ties to even, for magnitudes below 2^22.
 ///
@@ -11,25 +11,14 @@ pub(super) fn nearest(value: f32) -> i32 {
     ((value + MAGIC).to_bits() & FRACTION) as i32 - (1 << 22)
 }
 
-/// The low byte of `value` cut to an integer: toward zero, and 0 for what does not fit an `i32`.
+/// The integer nearest to `value`, ties away from zero, like C's `roundf`; 0 for NaN, an end of the range beyond it.
 ///
-/// C leaves the conversion of a float that does not fit an 8-bit integer undefined. On x86-64 it goes through `i32`, where
-/// everything too large becomes `i32::MIN`, and the low byte of that is 0. It happens where a block's scale is so small
-/// that its reciprocal is infinite, or where a weight is.
+/// Cutting after adding the number just under one half is exact: the sum reaches the next integer if and only if the
+/// fraction is at least one half.
 #[inline]
-pub(super) fn truncate(value: f32) -> u8 {
-    const TOO_LARGE: f32 = 2_147_483_648.0;
-    if value.abs() < TOO_LARGE { value as i32 as u8 } else { 0 }
-}
-
-/// The low byte of the integer nearest to `value`, ties away from zero; 0 for what does not fit an `i32`.
-///
-/// Equal to rounding with `roundf` and cutting, for every magnitude below 2^22: the number just under one half carries a
-/// fraction of at least one half over the next integer and nothing less.
-#[inline]
-pub(super) fn round(value: f32) -> u8 {
+pub(super) fn round(value: f32) -> i8 {
     const ALMOST_HALF: f32 = 0.5_f32.next_down();
-    truncate(value + ALMOST_HALF.copysign(value))
+    (value + ALMOST_HALF.copysign(value)) as i8
 }
 
 #[cfg(test)]
@@ -49,24 +38,17 @@ mod tests {
 
     #[test]
     fn round_takes_ties_away_from_zero() {
-        for integer in -127_i32..=127 {
-            let value = integer as f32;
-            assert_eq!(round(value) as i8 as i32, integer);
-            let away = integer + if integer < 0 { -1 } else { 1 };
+        for integer in -126_i8..=126 {
+            let value = f32::from(integer);
+            assert_eq!(round(value), integer);
+            let away = integer + if value.is_sign_negative() { -1 } else { 1 };
             let tie = value + 0.5_f32.copysign(value);
-            assert_eq!(round(tie) as i8, away as i8, "{tie}");
-            let inside = if integer < 0 { tie.next_up() } else { tie.next_down() };
-            assert_eq!(round(inside) as i8 as i32, integer, "{inside}");
+            assert_eq!(round(tie), away, "{tie}");
+            let inside = if value.is_sign_negative() { tie.next_up() } else { tie.next_down() };
+            assert_eq!(round(inside), integer, "{inside}");
         }
-    }
-
-    #[test]
-    fn what_fits_no_integer_becomes_zero() {
-        for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 3e9, -3e9] {
-            assert_eq!(truncate(value), 0, "{value}");
-            assert_eq!(round(value), 0, "{value}");
-        }
-        assert_eq!(truncate(2_147_483_520.0), 0x80);
-        assert_eq!(truncate(-3.9), (-3_i8) as u8);
+        assert_eq!(round(-0.5), -1);
+        assert_eq!(round(-0.5_f32.next_down()), 0);
+        assert_eq!(round(f32::NAN), 0);
     }
 }

@@ -16,6 +16,10 @@ pub(super) struct Candidates {
     pub(super) count: u8,
 }
 
+/// The candidates of [`fit_symmetric`]: how many tenths of a quant they spread the largest weight beyond `half`. The last
+/// is there twice, which changes nothing but lets the sums of all candidates fill vector registers.
+const SYMMETRIC_TENTHS: [i8; 20] = [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9];
+
 /// Scale and minimum of `weight = scale * quant - min`.
 #[derive(Clone, Copy)]
 pub(super) struct Affine {
@@ -121,38 +125,30 @@ pub(super) fn fit_symmetric<const N: usize>(
         return 0.0;
     }
 
-    let half_f32 = f32::from(half);
-    let mut best_inverse = -half_f32 / extreme;
-    let (sum_wqx, sum_wqq) = symmetric_sums(weights, importance, best_inverse, half);
-    let mut scale = if sum_wqq != 0.0 { sum_wqx / sum_wqq } else { 0.0 };
-    let mut best = scale * sum_wqx;
-    for i in (-9_i8..=9).filter(|&i| i != 0) {
-        let inverse = -(half_f32 + 0.1 * f32::from(i)) / extreme;
-        let (sum_wqx, sum_wqq) = symmetric_sums(weights, importance, inverse, half);
+    let inverses = SYMMETRIC_TENTHS.map(|tenths| -(f32::from(half) + 0.1 * f32::from(tenths)) / extreme);
+    let mut sums_wqx = [0.0; SYMMETRIC_TENTHS.len()];
+    let mut sums_wqq = [0.0; SYMMETRIC_TENTHS.len()];
+    for (&x, &w) in weights.iter().zip(importance) {
+        for c in 0..inverses.len() {
+            let q = quantize_symmetric(x, inverses[c], half) as f32;
+            sums_wqx[c] += w * x * q;
+            sums_wqq[c] += w * q * q;
+        }
+    }
+
+    let mut winner = 0;
+    let mut scale = if sums_wqq[0] != 0.0 { sums_wqx[0] / sums_wqq[0] } else { 0.0 };
+    let mut best = scale * sums_wqx[0];
+    for c in 1..inverses.len() {
+        let (sum_wqx, sum_wqq) = (sums_wqx[c], sums_wqq[c]);
         if sum_wqq > 0.0 && sum_wqx * sum_wqx > best * sum_wqq {
             scale = sum_wqx / sum_wqq;
             best = scale * sum_wqx;
-            best_inverse = inverse;
+            winner = c;
         }
     }
-    *quants = weights.map(|x| (quantize_symmetric(x, best_inverse, half) + i32::from(half)) as u8);
+    *quants = weights.map(|x| (quantize_symmetric(x, inverses[winner], half) + i32::from(half)) as u8);
     scale
-}
-
-/// Sums of importance * quant * weight and of importance * quant².
-fn symmetric_sums<const N: usize>(
-    weights: &[f32; N],
-    importance: &[f32; N],
-    inverse: f32,
-    half: u8,
-) -> (f32, f32) {
-    let (mut sum_wqx, mut sum_wqq) = (0.0, 0.0);
-    for (&x, &w) in weights.iter().zip(importance) {
-        let q = quantize_symmetric(x, inverse, half) as f32;
-        sum_wqx += w * x * q;
-        sum_wqq += w * q * q;
-    }
-    (sum_wqx, sum_wqq)
 }
 
 #[inline]
