@@ -19,7 +19,7 @@ lint: ## Look for what the compiler and clippy dislike
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-models: ## Make the test models in .cache/test-models (1.5 GB)
+models: ## Make the test models in .cache/test-models (1.7 GB)
 	@bash tools/test-models.sh
 
 oracle: ## Install a prebuilt llama.cpp in .cache/oracle
