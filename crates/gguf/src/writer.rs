@@ -1,0 +1,198 @@
+//! Writes a new file so that it appears under its name only when it is complete.
+//!
+//! The bytes go into a hidden file beside the target. [`Writer::finish`] makes them durable in this order: write, fsync
+//! of the file, rename, fsync of the directory. So whatever happens, the target is the old file or the new one.
+
+use crate::error::kind_of;
+use crate::{Error, Layout};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What to do when the target is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Refuse.
+    Refuse,
+    /// Replace it, once the new file is complete.
+    Replace,
+}
+
+/// Temporary files of this process that are not finished yet.
+static PARTIAL_FILES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn partial_files() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+    PARTIAL_FILES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Removes every temporary file of this process; for the handler of an interrupt, just before the process ends.
+pub fn discard_partial_files() {
+    for path in partial_files().drain(..) {
+        // There is nobody left to tell; the name says that the file is partial.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// A file being written.
+#[derive(Debug)]
+pub struct Writer {
+    target: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    layout: Layout,
+    written: Vec<AtomicU64>,
+    overwrite: Overwrite,
+}
+
+impl Writer {
+    /// Starts writing a file of the given layout that will be called `target`.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] or [`Error::NotAFile`] when there is something at `target` that is not to be replaced,
+    /// [`Error::Io`] when the temporary file can't be made beside it.
+    pub fn create(target: &Path, layout: Layout, overwrite: Overwrite) -> Result<Writer, Error> {
+        check_target(target, overwrite)?;
+        let (temporary, file) = create_temporary(target)?;
+        let written = (0..layout.n_tensors()).map(|_| AtomicU64::new(0)).collect();
+        let writer = Writer { target: target.to_path_buf(), temporary, file, layout, written, overwrite };
+        writer.put(writer.layout.header(), 0)?;
+        Ok(writer)
+    }
+
+    /// Writes bytes of a tensor at an offset within it; any order, from any thread.
+    ///
+    /// # Errors
+    /// [`Error::Io`], as when the disk is full.
+    ///
+    /// # Panics
+    /// When the bytes leave the tensor.
+    pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let range = self.layout.tensor_range(tensor);
+        let end = offset + bytes.len() as u64;
+        assert!(
+            end <= range.end - range.start,
+            "bytes {offset}..{end} leave {}",
+            self.layout.tensor_name(tensor)
+        );
+        self.put(bytes, range.start + offset)?;
+        self.written[tensor].fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn put(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        write_all_at(&self.file, bytes, offset).map_err(Error::io(&self.target, "write"))
+    }
+
+    /// The file as it will be.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Completes the file and gives it its name; returns its size in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] when bytes are missing, [`Error::Io`] when they can't be made durable, [`Error::Exists`]
+    /// when somebody else made the target meanwhile. The temporary file is then removed.
+    pub fn finish(self) -> Result<u64, Error> {
+        for (index, written) in self.written.iter().enumerate() {
+            let range = self.layout.tensor_range(index);
+            let (written, size) = (written.load(Ordering::Relaxed), range.end - range.start);
+            if written != size {
+                let name = self.layout.tensor_name(index).to_owned();
+                return Err(Error::Incomplete { path: self.target.clone(), name, written, size });
+            }
+        }
+        let total = self.layout.total_size();
+        self.file.set_len(total).map_err(Error::io(&self.target, "set the size of"))?;
+        self.file.sync_all().map_err(Error::io(&self.target, "make durable"))?;
+        match self.overwrite {
+            Overwrite::Replace => self.rename()?,
+            Overwrite::Refuse => self.name_anew()?,
+        }
+        let parent = directory_of(&self.target);
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io(parent, "make durable"))?;
+        Ok(total)
+    }
+
+    fn rename(&self) -> Result<(), Error> {
+        fs::rename(&self.temporary, &self.target)
+            .map_err(Error::io(&self.target, "rename the finished file to"))
+    }
+
+    /// Gives the file its name only if nobody has taken it: a hard link fails where a rename would replace.
+    fn name_anew(&self) -> Result<(), Error> {
+        match fs::hard_link(&self.temporary, &self.target) {
+            Ok(()) => Ok(()), // the temporary name goes when the writer is dropped
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::Exists { path: self.target.clone() })
+            }
+            // A file system without hard links.
+            Err(_) => check_target(&self.target, self.overwrite).and_then(|()| self.rename()),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        partial_files().retain(|path| *path != self.temporary);
+        // Gone already after a rename; otherwise there is nobody to tell.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
+    match fs::symlink_metadata(target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(target, "look at")(error)),
+        Ok(metadata) => match kind_of(&metadata) {
+            Some(found) => Err(Error::NotAFile { path: target.to_path_buf(), found }),
+            None if overwrite == Overwrite::Refuse => Err(Error::Exists { path: target.to_path_buf() }),
+            None => Ok(()),
+        },
+    }
+}
+
+/// A new hidden file beside `target`, whose name says that it is partial and whose it is.
+fn create_temporary(target: &Path) -> Result<(PathBuf, File), Error> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let temporary = directory_of(target).join(format!(".{name}.{}-{number}.partial", std::process::id()));
+    // Registered first, so that an interrupt between the two can't leave the file behind.
+    partial_files().push(temporary.clone());
+    match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+        Ok(file) => Ok((temporary, file)),
+        Err(error) => {
+            partial_files().retain(|path| *path != temporary);
+            Err(Error::io(target, "create a file beside")(error))
+        }
+    }
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_write(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => {
+                bytes = &bytes[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
