@@ -8,6 +8,7 @@ pub const GGML_ROPE_TYPE_NEOX: u32 = 2;
 pub const GGML_ROPE_TYPE_MROPE: u32 = 8;
 pub const GGML_ROPE_TYPE_VISION: u32 = 24;
 pub const GGML_ROPE_TYPE_IMROPE: u32 = 40;
+pub const GGML_BACKEND_API_VERSION: u32 = 3;
 pub type ggml_abort_callback_t =
     ::std::option::Option<unsafe extern "C" fn(error_message: *const ::std::os::raw::c_char)>;
 pub const GGML_STATUS_ALLOC_FAILED: ggml_status = -2;

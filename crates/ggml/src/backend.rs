@@ -6,8 +6,8 @@ use crate::threads::ThreadPool;
 use ggml_sys as sys;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 
 /// What a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +38,13 @@ impl std::fmt::Debug for Device {
     }
 }
 
+/// ggml's list of devices is not synchronised: read while it is listed, written while backends are added to it.
+pub(crate) static REGISTRY: RwLock<()> = RwLock::new(());
+
 /// Every device of every backend that is linked or was loaded.
 pub fn devices() -> Vec<Device> {
-    // SAFETY: indices run below the count.
+    let _guard = REGISTRY.read().unwrap_or_else(|p| p.into_inner());
+    // SAFETY: indices run below the count, and nobody adds to the list meanwhile.
     unsafe {
         (0..sys::ggml_backend_dev_count())
             .filter_map(|i| NonNull::new(sys::ggml_backend_dev_get(i)).map(Device))
@@ -65,6 +69,7 @@ pub fn load_backends() -> Result<(), Error> {
             });
             let Ok(path) = CString::new(place.to_string_lossy().as_bytes()) else { continue };
             if has_module {
+                let _guard = REGISTRY.write().unwrap_or_else(|p| p.into_inner());
                 // SAFETY: a NUL-terminated path; ggml loads only modules that score above zero on this machine.
                 unsafe { sys::ggml_backend_load_all_from_path(path.as_ptr()) };
             }
@@ -144,10 +149,10 @@ impl Device {
     }
 }
 
-type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, i32);
-type SetThreadPool = unsafe extern "C" fn(sys::ggml_backend_t, sys::ggml_threadpool_t);
-type AbortCallback = unsafe extern "C" fn(*mut c_void) -> bool;
-type SetAbort = unsafe extern "C" fn(sys::ggml_backend_t, Option<AbortCallback>, *mut c_void);
+pub(crate) type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, i32);
+pub(crate) type SetThreadPool = unsafe extern "C" fn(sys::ggml_backend_t, sys::ggml_threadpool_t);
+pub(crate) type AbortCallback = unsafe extern "C" fn(*mut c_void) -> bool;
+pub(crate) type SetAbort = unsafe extern "C" fn(sys::ggml_backend_t, Option<AbortCallback>, *mut c_void);
 
 /// A stream of work on a device.
 pub struct Backend {

@@ -126,10 +126,12 @@ impl Buffer {
     /// Gives `tensor` its place at `offset` bytes into the buffer.
     ///
     /// # Panics
-    /// When it would leave the buffer or has a place already.
+    /// When it would leave the buffer (devices may pad tensors) or has a place already.
     pub fn place(&self, tensor: &Tensor, offset: usize) {
         assert!(!tensor.is_allocated(), "{tensor:?} has a place already");
-        let end = offset.checked_add(tensor.n_bytes()).expect("a range in memory");
+        // SAFETY: a valid buffer and a valid tensor.
+        let size = unsafe { sys::ggml_backend_buffer_get_alloc_size(self.inner.raw.as_ptr(), tensor.raw()) };
+        let end = offset.checked_add(size).expect("a range in memory");
         assert!(end <= self.size(), "{tensor:?} at {offset} leaves a buffer of {} bytes", self.size());
         // SAFETY: a valid buffer, and the range was checked.
         unsafe {

@@ -55,4 +55,14 @@ pub enum Error {
         /// The device's name.
         device: String,
     },
+    /// An environment variable holds what it can't.
+    #[error("{name}: found \"{found}\", expected {expected}")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may hold.
+        expected: &'static str,
+    },
 }
