@@ -43,6 +43,11 @@ impl Directory {
         &self.path
     }
 
+    /// Where it is without links.
+    pub(crate) fn real(&self) -> &Path {
+        &self.real
+    }
+
     /// The path of `name` as messages show it.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)

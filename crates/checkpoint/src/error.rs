@@ -43,12 +43,14 @@ pub enum Error {
         expected: usize,
     },
     /// Tensors that the configuration promises are not there.
-    #[error("{}: {} of {expected} tensors: missing {}", dir.display(), names.len(), list(names, 16))]
+    #[error("{}: {missing} of {expected} tensors: missing {}", dir.display(), some(names, *missing))]
     MissingTensors {
         /// The checkpoint directory.
         dir: PathBuf,
-        /// Every missing name.
+        /// The missing names, the first [`MAX_MISSING_NAMES`].
         names: Vec<String>,
+        /// How many are missing.
+        missing: usize,
         /// How many tensors the configuration asks for.
         expected: usize,
     },
@@ -61,6 +63,14 @@ pub enum Error {
         names: Vec<String>,
         /// What the configuration says the model is.
         architecture: String,
+    },
+    /// The configuration's numbers fit no model.
+    #[error("{}: {source}", file.display())]
+    HyperParams {
+        /// config.json.
+        file: PathBuf,
+        /// Which number, under its GGUF key.
+        source: Box<model_spec::Error>,
     },
     /// The weights exist only in a format that runs code when it is read.
     #[error(
@@ -75,6 +85,9 @@ pub enum Error {
         names: Vec<String>,
     },
 }
+
+/// How many missing tensors are named; a configuration may ask for millions.
+pub const MAX_MISSING_NAMES: usize = 1000;
 
 impl Error {
     pub(crate) fn malformed(
@@ -125,6 +138,16 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S], limit: usize) -> String {
     }
     if names.len() > limit {
         let _ = write!(out, " and {} more", names.len() - limit);
+    }
+    out
+}
+
+/// The first 16 of the names, and how many of `total` are not shown.
+fn some(names: &[String], total: usize) -> String {
+    let shown = names.len().min(16);
+    let mut out = list(&names[..shown], shown);
+    if total > shown {
+        let _ = write!(out, " and {} more", total - shown);
     }
     out
 }

@@ -9,11 +9,18 @@
 //! the checkpoint (rotary halves apart); reordering them for GGUF is the converter's part.
 
 mod card;
+mod config;
 mod directory;
 mod error;
+mod fields;
+mod front_matter;
 mod json;
+mod layout;
 mod mergekit;
+mod naming;
+mod rope;
 mod safetensors;
+mod shards;
 mod vocabulary;
 
 use std::collections::HashMap;
@@ -23,8 +30,11 @@ use std::path::{Path, PathBuf};
 use model_spec::{HyperParams, TensorId};
 use quants::TensorType;
 
+use config::Config;
+use directory::Directory;
+
 pub use card::{ModelCard, Sampling, Source};
-pub use error::{Error, Result};
+pub use error::{Error, MAX_MISSING_NAMES, Result};
 pub use mergekit::{ExpertSource, Mergekit};
 pub use vocabulary::{Special, TokenType, TokenizerModel, Vocabulary};
 
@@ -71,7 +81,55 @@ pub struct Checkpoint {
     warnings: Vec<String>,
 }
 
+/// config.json has a few kilobytes.
+const MAX_CONFIG: u64 = 16 << 20;
+
 impl Checkpoint {
+    /// Reads everything but the weights of the checkpoint in `dir` and checks it.
+    ///
+    /// # Errors
+    /// The first thing that makes the checkpoint unusable, naming file, place, what was found and what was
+    /// expected.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint> {
+        Checkpoint::open_with(dir, &OpenOptions::default())
+    }
+
+    /// As [`Checkpoint::open`], with choices made.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(dir: impl AsRef<Path>, options: &OpenOptions) -> Result<Checkpoint> {
+        let dir = Directory::open(dir.as_ref())?;
+        let mut warnings = Vec::new();
+        let config_file = dir.join("config.json");
+        let Some(map) = dir.read_json("config.json", MAX_CONFIG)? else {
+            return Err(Error::malformed(config_file, "file", "none", "the model's configuration"));
+        };
+        let mut config = Config::read(&config_file, map, &mut warnings)?;
+        let shards = shards::open(&dir)?;
+        config.hparams.n_vocab = layout::embedding_rows(&shards, &config_file)?;
+        let valid = config.hparams.validate();
+        valid.map_err(|source| Error::HyperParams { file: config_file, source: Box::new(source) })?;
+        let weights =
+            layout::map(dir.path(), &config, &shards, options.ignore_unknown_tensors, &mut warnings)?;
+        let pre = options.pre_tokenizer.as_deref();
+        let vocabulary = vocabulary::load(&dir, &config.map, config.hparams.n_vocab, pre, &mut warnings)?;
+        let mergekit = mergekit::read(&dir, &mut warnings);
+        let card = card::read(&dir, &config, mergekit.as_ref(), &weights, &mut warnings);
+        Ok(Checkpoint {
+            dir: dir.path().to_owned(),
+            shards: shards.into_iter().map(|s| (s.path, s.file)).collect(),
+            hparams: config.hparams,
+            rope_freqs: config.rope_freqs,
+            index: weights.iter().enumerate().map(|(i, (id, _))| (*id, i)).collect(),
+            weights,
+            vocabulary,
+            card,
+            mergekit,
+            warnings,
+        })
+    }
+
     /// The directory as it was given.
     pub fn dir(&self) -> &Path {
         &self.dir
