@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::buffer::BufferType;
+use crate::tensor::{Tensor, Type};
 use crate::threads::ThreadPool;
 use ggml_sys as sys;
 use std::ffi::{CStr, CString, c_void};
@@ -133,6 +134,52 @@ impl Device {
         )
     }
 
+    /// Kinds of memory that the device's backend keeps some weights in a layout of its own in (the CPU's `CPU_REPACK`),
+    /// the preferred first.
+    pub fn extra_buffer_types(self) -> Vec<BufferType> {
+        // SAFETY: the type that ggml documents for the name.
+        let Some(list) = (unsafe { self.function::<ExtraTypes>(c"ggml_backend_dev_get_extra_bufts") }) else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        // SAFETY: the function returns null or an array that ends with null.
+        unsafe {
+            let mut next = list(self.0.as_ptr());
+            while !next.is_null() && !(*next).is_null() {
+                found.extend(NonNull::new(*next).map(BufferType));
+                next = next.add(1);
+            }
+        }
+        found
+    }
+
+    /// Whether the device can multiply with `weight` (of no place yet) when it lies in `buffer_type`; `by_expert` for
+    /// [`mul_mat_id`](crate::Graph::mul_mat_id).
+    pub fn multiplies_from(self, buffer_type: BufferType, weight: &Tensor, by_expert: bool) -> bool {
+        assert!(!weight.is_allocated(), "{weight:?} has a place already");
+        let graph = crate::Graph::new(4);
+        let ne = weight.ne();
+        let product = if by_expert {
+            let x = graph.input("x", Type::F32, &[ne[0], 1, 512]);
+            graph.mul_mat_id(weight, &x, &graph.input("ids", Type::I32, &[1, 512]))
+        } else {
+            graph.mul_mat(weight, &graph.input("x", Type::F32, &[ne[0], 512]))
+        };
+        // SAFETY: everything is valid; the empty buffer is there only while the question is asked, because backends
+        // look at the kind of memory a weight lies in. Nobody else uses the weight meanwhile, as it has no place.
+        unsafe {
+            let buffer = sys::ggml_backend_buft_alloc_buffer(buffer_type.0.as_ptr(), 0);
+            if buffer.is_null() {
+                return false;
+            }
+            (*weight.raw()).buffer = buffer;
+            let supported = sys::ggml_backend_dev_supports_op(self.0.as_ptr(), product.raw());
+            (*weight.raw()).buffer = std::ptr::null_mut();
+            sys::ggml_backend_buffer_free(buffer);
+            supported
+        }
+    }
+
     /// A function that the device's backend offers by name.
     ///
     /// # Safety
@@ -149,6 +196,7 @@ impl Device {
     }
 }
 
+type ExtraTypes = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
 pub(crate) type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, i32);
 pub(crate) type SetThreadPool = unsafe extern "C" fn(sys::ggml_backend_t, sys::ggml_threadpool_t);
 pub(crate) type AbortCallback = unsafe extern "C" fn(*mut c_void) -> bool;

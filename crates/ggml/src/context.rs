@@ -85,4 +85,22 @@ impl Context {
         unsafe { sys::ggml_set_name(tensor.raw(), name.as_ptr()) };
         tensor
     }
+
+    /// A tensor of `ne[2]` matrices that lie `stride` bytes apart, as a file may hold them; it can only be placed
+    /// where that layout already is, not allocated.
+    ///
+    /// # Panics
+    /// As [`tensor`](Self::tensor), and when the matrices would overlap.
+    pub fn strided_tensor(&self, name: &str, ty: Type, ne: [usize; 3], stride: usize) -> Tensor {
+        let tensor = self.tensor(name, ty, &ne);
+        let matrix = ty.row_bytes(ne[0]) * ne[1];
+        assert!(stride >= matrix, "{name}: matrices of {matrix} bytes overlap at a distance of {stride}");
+        // SAFETY: the tensor was just created and nothing else refers to it; ggml computes sizes and addresses from
+        // these strides.
+        unsafe {
+            (*tensor.raw()).nb[2] = stride;
+            (*tensor.raw()).nb[3] = stride * ne[2];
+        }
+        tensor
+    }
 }

@@ -214,6 +214,14 @@ impl Graph {
         unsafe { self.node(sys::ggml_mul_mat(self.ctx(), self.operand(weight), self.operand(x))) }
     }
 
+    /// As [`mul_mat`](Self::mul_mat), accumulated in F32 on every device.
+    pub fn mul_mat_f32(&self, weight: &Tensor, x: &Tensor) -> Tensor {
+        let product = self.mul_mat(weight, x);
+        // SAFETY: a node of this graph that multiplies matrices.
+        unsafe { sys::ggml_mul_mat_set_prec(product.raw(), sys::GGML_PREC_F32) };
+        product
+    }
+
     /// For each token and each of its chosen experts, that expert's matrix times the token's row.
     ///
     /// `experts: [n_in, n_out, n_expert]`, `x: [n_in, 1 or k, n_tokens]`, `ids: [k, n_tokens]` (I32, each below

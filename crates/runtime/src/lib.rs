@@ -1,4 +1,15 @@
 //! Runs a GGUF model on ggml: weights, placement, graph, session, sampler, tokenizer, chat template.
 
+mod error;
+mod graph;
+mod kv_cache;
+pub mod memory;
+pub mod model;
+pub mod residency;
 pub mod sampler;
+pub mod session;
 pub mod tokenizer;
+
+pub use error::Error;
+pub use model::{Model, ModelOptions};
+pub use session::{Logits, Session, SessionOptions};

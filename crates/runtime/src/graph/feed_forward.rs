@@ -1,0 +1,86 @@
+//! The feed-forward network: dense, or the weighted sum of the experts a router chooses.
+
+use super::linear;
+use crate::model::{ExpertBank, FeedForward};
+use ggml::{Graph, Tensor};
+
+/// `x: [n_embd, n_tokens]` to the same shape.
+pub(super) fn feed_forward(g: &Graph, ffn: &FeedForward, x: &Tensor, n_used: usize) -> Tensor {
+    match ffn {
+        FeedForward::Dense { gate, up, down } => {
+            let hidden = g.swiglu(&linear(g, gate, x), &linear(g, up, x)); // [n_ff, n_tokens]
+            linear(g, down, &hidden)
+        }
+        FeedForward::Experts { router, gate, up, down } => {
+            let chosen = choose(g, router, x, n_used);
+            let [n_embd, n_tokens, ..] = x.ne();
+            let x = g.reshape(x, &[n_embd, 1, n_tokens]);
+            let up = project(g, up, &x, &chosen.ids);
+            let gate = project(g, gate, &x, &chosen.ids);
+            let hidden = g.swiglu(&gate, &up); // [n_ff, n_used, n_tokens]
+            let out = project(g, down, &hidden, &chosen.ids); // [n_embd, n_used, n_tokens]
+            sum_of_used(g, &g.mul(&out, &chosen.weights))
+        }
+    }
+}
+
+/// The experts each token takes.
+struct Chosen {
+    /// `[n_used, n_tokens]`, I32, the likeliest first.
+    ids: Tensor,
+    /// `[1, n_used, n_tokens]`, F32; sums to 1 over the used.
+    weights: Tensor,
+}
+
+/// Smallest positive normal F16: keeps the division defined where every probability is zero.
+const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
+
+/// Softmax over all experts in F32, the `n_used` likeliest, renormalised to sum 1.
+fn choose(g: &Graph, router: &Tensor, x: &Tensor, n_used: usize) -> Chosen {
+    let probabilities = g.soft_max(&g.mul_mat(router, x)); // [n_expert, n_tokens]
+    let [n_expert, n_tokens, ..] = probabilities.ne();
+    let ids = g.top_k(&probabilities, n_used);
+    let weights = g.get_rows(&g.reshape(&probabilities, &[1, n_expert, n_tokens]), &ids);
+    let weights = g.reshape(&weights, &[n_used, n_tokens]);
+    let sum = g.clamp(&g.sum_rows(&weights), MIN_WEIGHT_SUM, f32::INFINITY);
+    let weights = g.reshape(&g.div(&weights, &sum), &[1, n_used, n_tokens]);
+    g.expand(&weights);
+    Chosen { ids, weights }
+}
+
+/// Each chosen expert's matrix times the token's row: `[n_out, n_used, n_tokens]`.
+///
+/// Where the experts lie in several groups, each group computes with its own members' numbers and the results of
+/// tokens that chose somebody else are masked away.
+fn project(g: &Graph, bank: &ExpertBank, x: &Tensor, ids: &Tensor) -> Tensor {
+    let [n_used, n_tokens, ..] = ids.ne();
+    let mut sum: Option<Tensor> = None;
+    for group in &bank.groups {
+        let part = match &group.route {
+            None => g.mul_mat_id(&group.weights, x, ids),
+            Some(route) => {
+                let flat = g.reshape(&g.contiguous(ids), &[n_used * n_tokens]);
+                let member = g.reshape(&g.get_rows(&route.member, &flat), &[n_used, n_tokens]);
+                let mask = g.reshape(&g.get_rows(&route.mask, &flat), &[1, n_used, n_tokens]);
+                g.mul(&g.mul_mat_id(&group.weights, x, &member), &mask)
+            }
+        };
+        sum = Some(match sum {
+            Some(before) => g.add(&before, &part),
+            None => part,
+        });
+    }
+    sum.expect("a bank has at least one group")
+}
+
+/// Adds up `[n_embd, n_used, n_tokens]` over the used experts: `[n_embd, n_tokens]`.
+fn sum_of_used(g: &Graph, out: &Tensor) -> Tensor {
+    let [n_embd, n_used, n_tokens, _] = out.ne();
+    let nb = out.nb();
+    let expert = |index: usize| g.view(out, [n_embd, n_tokens, 1], [nb[2], nb[2] * n_tokens], index * nb[1]);
+    let first = expert(0);
+    if n_used == 1 {
+        return g.contiguous(&first);
+    }
+    (1..n_used).fold(first, |sum, index| g.add(&sum, &expert(index)))
+}

@@ -1,0 +1,117 @@
+//! The graph of one micro-batch: from token ids to logits, in the roles of the architecture.
+//!
+//! Per layer: RMS norm, grouped-query attention with rotary embedding over the KV cache, residual, RMS norm, dense or
+//! expert feed-forward network, residual. Where a weight lies is no concern of this module.
+
+mod attention;
+mod feed_forward;
+
+use crate::kv_cache::KvCache;
+use crate::model::{Linear, Model};
+use ggml::{Graph, Tensor, Type};
+
+/// The extents a graph is built for; graphs of equal shape are interchangeable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatchShape {
+    /// Tokens in the micro-batch.
+    pub n_tokens: usize,
+    /// Cells of the KV cache that attention looks at, those of this batch included.
+    pub n_kv: usize,
+    /// Rows of logits wanted.
+    pub n_outputs: usize,
+    pub flash_attention: bool,
+}
+
+/// What the caller fills in before each computation. `None` where the graph has no use for it.
+pub(crate) struct Inputs {
+    /// `[n_tokens]`, I32.
+    pub tokens: Tensor,
+    /// `[n_tokens]`, I32.
+    pub positions: Tensor,
+    /// `[n_tokens]`, I64: the cache cell each token is stored in.
+    pub cells: Tensor,
+    /// `[n_kv, n_tokens]`, F16: 0 where a token sees a cell, minus infinity elsewhere.
+    pub mask: Option<Tensor>,
+    /// `[n_outputs]`, I32: the tokens whose logits are wanted, when not all are.
+    pub outputs: Option<Tensor>,
+}
+
+pub(crate) struct BatchGraph {
+    pub graph: Graph,
+    pub shape: BatchShape,
+    pub inputs: Inputs,
+    /// `[n_vocab, n_outputs]`; `None` when no logits are wanted.
+    pub logits: Option<Tensor>,
+}
+
+/// An upper bound on the nodes of a graph of this model.
+pub(crate) fn max_nodes(model: &Model) -> usize {
+    let groups = |layer: &crate::model::Layer| match &layer.ffn {
+        crate::model::FeedForward::Dense { .. } => 0,
+        crate::model::FeedForward::Experts { gate, up, down, .. } => {
+            gate.groups.len() + up.groups.len() + down.groups.len()
+        }
+    };
+    let experts: usize = model.weights().layers.iter().map(|layer| 8 * groups(layer)).sum();
+    let used = model.n_expert_used() as usize + 16;
+    256 + model.weights().layers.len() * (48 + used) + experts
+}
+
+/// Builds the graph for `shape`.
+pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchGraph {
+    let graph = Graph::new(max_nodes(model));
+    let g = &graph;
+    let hparams = model.hparams();
+    let weights = model.weights();
+    let BatchShape { n_tokens, n_kv, n_outputs, .. } = shape;
+
+    // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
+    let only_cache = n_outputs == 0;
+    let needs_mask = !only_cache || weights.layers.len() > 1;
+    let inputs = Inputs {
+        tokens: g.input("tokens", Type::I32, &[n_tokens]),
+        positions: g.input("positions", Type::I32, &[n_tokens]),
+        cells: g.input("cells", Type::I64, &[n_tokens]),
+        mask: needs_mask.then(|| g.input("mask", Type::F16, &[n_kv, n_tokens])),
+        outputs: (!only_cache && n_outputs < n_tokens).then(|| g.input("outputs", Type::I32, &[n_outputs])),
+    };
+
+    let mut x = g.get_rows(&weights.token_embd, &inputs.tokens); // [n_embd, n_tokens]
+    let last = weights.layers.len() - 1;
+    for (index, layer) in weights.layers.iter().enumerate() {
+        let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
+        let qkv = attention::project(g, model, layer, &normed, &inputs.positions);
+        attention::store(g, cache, index, &qkv, &inputs.cells);
+        if index == last && only_cache {
+            return BatchGraph { graph, shape, inputs, logits: None };
+        }
+        let mask = inputs.mask.as_ref().expect("made above, as attention follows");
+        let mut attended = attention::attend(g, model, layer, cache, index, &qkv.q, mask, shape);
+        if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
+            attended = g.get_rows(&attended, outputs);
+            x = g.get_rows(&x, outputs);
+        }
+        let residual = g.add(&attended, &x);
+        let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
+        let fed = feed_forward::feed_forward(g, &layer.ffn, &normed, model.n_expert_used() as usize);
+        x = g.add(&fed, &residual);
+        g.name(&x, &format!("layer_out-{index}"));
+    }
+    let x = norm(g, &x, &weights.output_norm, hparams.rms_eps);
+    let logits = g.mul_mat(&weights.output, &x); // [n_vocab, n_outputs]
+    g.name(&logits, "logits");
+    g.output(&logits);
+    BatchGraph { graph, shape, inputs, logits: Some(logits) }
+}
+
+fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+    g.mul(&g.rms_norm(x, eps), weight)
+}
+
+fn linear(g: &Graph, linear: &Linear, x: &Tensor) -> Tensor {
+    let y = g.mul_mat(&linear.weight, x);
+    match &linear.bias {
+        Some(bias) => g.add(&y, bias),
+        None => y,
+    }
+}

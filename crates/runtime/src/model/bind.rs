@@ -1,0 +1,277 @@
+//! Finds the tensor of every role, checks its shape and type, and creates the handles the graph will use.
+
+use super::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Layer, Linear, Weights};
+use crate::Error;
+use crate::residency::Placement;
+use ggml::{BufferType, Context, Device, DeviceKind, Tensor, Type};
+use gguf::{Gguf, TensorInfo};
+use model_spec::{HyperParams, TensorId, TensorKind, TensorRole};
+use quants::TensorType;
+
+/// A handle without data yet, and where its data comes from and goes to.
+pub(super) struct Pending<'a> {
+    pub tensor: Tensor,
+    /// One tensor of the file, or the experts to be laid one after the other.
+    pub pieces: Vec<&'a TensorInfo>,
+    pub place: BufferType,
+    /// Whether the bytes of the file can be used where they are mapped.
+    pub in_place: bool,
+}
+
+/// A small table made here rather than read.
+pub(super) enum Table {
+    Ints(Tensor, Vec<i32>),
+    Floats(Tensor, Vec<f32>),
+}
+
+/// How the graph uses a tensor, which decides in which layouts it can lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Rows are looked up, or elements added or multiplied.
+    Elements,
+    /// All tokens are multiplied with it.
+    Multiply,
+    /// Each token is multiplied with the experts it takes.
+    MultiplyByExpert,
+}
+
+pub(super) struct Binder<'a> {
+    gguf: &'a Gguf,
+    hparams: &'a HyperParams,
+    placement: &'a Placement,
+    use_mmap: bool,
+    context: Context,
+    pub pending: Vec<Pending<'a>>,
+    pub tables: Vec<Table>,
+}
+
+impl<'a> Binder<'a> {
+    pub fn new(gguf: &'a Gguf, hparams: &'a HyperParams, placement: &'a Placement, use_mmap: bool) -> Self {
+        // Every tensor of the file at most twice (tried contiguous, then strided) and two tables per expert group.
+        let context = Context::new(4 * gguf.tensors().len() + 8);
+        Binder { gguf, hparams, placement, use_mmap, context, pending: Vec::new(), tables: Vec::new() }
+    }
+
+    /// Handles for all roles.
+    pub fn weights(&mut self) -> Result<Weights, Error> {
+        let token_embd = self.matrix(TensorId::global(TensorRole::TokenEmbd), Use::Elements)?;
+        let output_norm = self.vector(TensorId::global(TensorRole::OutputNorm))?;
+        let output = self.output(&token_embd)?;
+        let rope_freqs = TensorId::global(TensorRole::RopeFreqs);
+        let rope_freqs = self.find(&rope_freqs).is_some().then(|| self.vector(rope_freqs)).transpose()?;
+        let layers = (0..self.hparams.n_layer).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        Ok(Weights { token_embd, output_norm, output, rope_freqs, layers })
+    }
+
+    /// The output matrix; where the file has none, the token embeddings serve, in a copy of their own if the output is
+    /// computed elsewhere than where the embeddings are.
+    fn output(&mut self, token_embd: &Tensor) -> Result<Tensor, Error> {
+        let id = TensorId::global(TensorRole::Output);
+        if self.find(&id).is_some() {
+            return self.matrix(id, Use::Multiply);
+        }
+        let place = self.placement.place(&id.name(), &id);
+        let info = self.info(&TensorId::global(TensorRole::TokenEmbd))?;
+        let output = self.create(&id.name(), &[info], place, Use::Multiply)?;
+        if output.place != BufferType::cpu() {
+            return Ok(output.tensor.clone());
+        }
+        self.pending.pop();
+        Ok(token_embd.clone())
+    }
+
+    fn layer(&mut self, layer: u32) -> Result<Layer, Error> {
+        use TensorRole::*;
+        let id = |role| TensorId::in_layer(role, layer);
+        Ok(Layer {
+            attn_norm: self.vector(id(AttnNorm))?,
+            q: self.linear(id(AttnQ))?,
+            k: self.linear(id(AttnK))?,
+            v: self.linear(id(AttnV))?,
+            o: self.linear(id(AttnOutput))?,
+            ffn_norm: self.vector(id(FfnNorm))?,
+            ffn: if self.hparams.is_moe() {
+                FeedForward::Experts {
+                    router: self.matrix(id(FfnGateInp), Use::Multiply)?,
+                    gate: self.experts(FfnGate, layer)?,
+                    up: self.experts(FfnUp, layer)?,
+                    down: self.experts(FfnDown, layer)?,
+                }
+            } else {
+                FeedForward::Dense {
+                    gate: self.linear(id(FfnGate))?,
+                    up: self.linear(id(FfnUp))?,
+                    down: self.linear(id(FfnDown))?,
+                }
+            },
+        })
+    }
+
+    fn linear(&mut self, id: TensorId) -> Result<Linear, Error> {
+        let bias = TensorId { kind: TensorKind::Bias, ..id };
+        let bias = self.find(&bias).is_some().then(|| self.vector(bias)).transpose()?;
+        Ok(Linear { weight: self.matrix(id, Use::Multiply)?, bias })
+    }
+
+    /// A tensor that is added or multiplied element by element: ggml wants it in F32.
+    fn vector(&mut self, id: TensorId) -> Result<Tensor, Error> {
+        let info = self.checked(&id)?;
+        if info.ty != TensorType::F32 {
+            return Err(self.wrong_type(info, "F32"));
+        }
+        let place = self.placement.place(&info.name, &id);
+        Ok(self.create(&info.name, &[info], place, Use::Elements)?.tensor.clone())
+    }
+
+    fn matrix(&mut self, id: TensorId, used: Use) -> Result<Tensor, Error> {
+        let info = self.checked(&id)?;
+        self.check_computable(info)?;
+        let place = self.placement.place(&info.name, &id);
+        Ok(self.create(&info.name, &[info], place, used)?.tensor.clone())
+    }
+
+    /// One projection of all experts: the stacked tensor where the file has it, else each expert's own.
+    fn experts(&mut self, role: TensorRole, layer: u32) -> Result<ExpertBank, Error> {
+        let n_expert = self.hparams.n_expert;
+        let stacked = TensorId::in_layer(role.stacked().expect("a feed-forward projection"), layer);
+        let first = TensorId::of_expert(role, layer, 0);
+        if self.find(&stacked).is_some() || self.find(&first).is_none() {
+            return Ok(ExpertBank {
+                groups: vec![ExpertGroup {
+                    weights: self.matrix(stacked, Use::MultiplyByExpert)?,
+                    route: None,
+                }],
+            });
+        }
+        let mut groups: Vec<(TensorType, BufferType, Vec<u32>)> = Vec::new();
+        for expert in 0..n_expert {
+            let id = TensorId::of_expert(role, layer, expert);
+            let info = self.checked(&id)?;
+            self.check_computable(info)?;
+            let place = self.placement.place(&info.name, &id);
+            match groups.iter_mut().find(|(ty, at, _)| *ty == info.ty && *at == place) {
+                Some((_, _, members)) => members.push(expert),
+                None => groups.push((info.ty, place, vec![expert])),
+            }
+        }
+        let single = groups.len() == 1;
+        let groups = groups.into_iter().enumerate().map(|(number, (_, place, members))| {
+            let infos = members
+                .iter()
+                .map(|expert| self.info(&TensorId::of_expert(role, layer, *expert)))
+                .collect::<Result<Vec<_>, _>>()?;
+            let name = format!("blk.{layer}.{}.group{number}", role.base_name());
+            let weights = self.create(&name, &infos, place, Use::MultiplyByExpert)?.tensor.clone();
+            let route = (!single).then(|| self.route(&name, &members));
+            Ok(ExpertGroup { weights, route })
+        });
+        Ok(ExpertBank { groups: groups.collect::<Result<_, Error>>()? })
+    }
+
+    fn route(&mut self, name: &str, members: &[u32]) -> GroupRoute {
+        let n_expert = self.hparams.n_expert as usize;
+        let mut number = vec![0i32; n_expert];
+        let mut belongs = vec![0f32; n_expert];
+        for (index, expert) in members.iter().enumerate() {
+            number[*expert as usize] = index as i32;
+            belongs[*expert as usize] = 1.0;
+        }
+        let member = self.context.tensor(&format!("{name}.member"), Type::I32, &[1, n_expert]);
+        let mask = self.context.tensor(&format!("{name}.mask"), Type::F32, &[1, n_expert]);
+        self.tables.push(Table::Ints(member.clone(), number));
+        self.tables.push(Table::Floats(mask.clone(), belongs));
+        GroupRoute { member, mask }
+    }
+
+    fn find(&self, id: &TensorId) -> Option<&'a TensorInfo> {
+        self.gguf.tensor(&id.name())
+    }
+
+    fn info(&self, id: &TensorId) -> Result<&'a TensorInfo, Error> {
+        self.find(id)
+            .ok_or_else(|| Error::MissingTensor { path: self.gguf.path().to_path_buf(), name: id.name() })
+    }
+
+    /// The tensor of a role, with the shape that the hyperparameters ask for.
+    fn checked(&self, id: &TensorId) -> Result<&'a TensorInfo, Error> {
+        let info = self.info(id)?;
+        let expected = id.ne(self.hparams);
+        // A trailing extent of 1 may be written out or left away.
+        let trimmed = |ne: &[u64]| -> Vec<u64> {
+            let used = ne.iter().rposition(|n| *n != 1).map_or(1, |last| last + 1);
+            ne[..used.min(ne.len())].to_vec()
+        };
+        if trimmed(&info.ne) == trimmed(&expected) {
+            return Ok(info);
+        }
+        let path = self.gguf.parts()[info.part].clone();
+        Err(Error::Shape { path, name: info.name.clone(), found: info.ne.to_vec(), expected })
+    }
+
+    fn check_computable(&self, info: &TensorInfo) -> Result<(), Error> {
+        use TensorType::*;
+        // Integers and the formats that ggml uses for activations only.
+        let computable = !matches!(info.ty, I8 | I16 | I32 | I64 | F64 | Q8_1 | Q8_K);
+        if computable { Ok(()) } else { Err(self.wrong_type(info, "a type for weights")) }
+    }
+
+    fn wrong_type(&self, info: &TensorInfo, expected: &'static str) -> Error {
+        let path = self.gguf.parts()[info.part].clone();
+        Error::TensorType { path, name: info.name.clone(), found: info.ty.name(), expected }
+    }
+
+    /// A handle for one tensor of the file, or for several of one type and shape as one stacked tensor.
+    fn create(
+        &mut self,
+        name: &str,
+        pieces: &[&'a TensorInfo],
+        place: BufferType,
+        used: Use,
+    ) -> Result<&Pending<'a>, Error> {
+        let first = pieces[0];
+        let ty = Type::from_id(first.ty.id())?;
+        let mut ne: Vec<usize> = first.ne.iter().map(|n| *n as usize).collect();
+        if pieces.len() > 1 {
+            ne.truncate(2);
+            ne.push(pieces.len());
+        }
+        let mut pending = Pending {
+            tensor: self.context.tensor(name, ty, &ne),
+            pieces: pieces.to_vec(),
+            place,
+            in_place: false,
+        };
+        if place == BufferType::cpu() {
+            if let Some(repacked) = self.repacked(&pending.tensor, used) {
+                pending.place = repacked;
+            } else if self.use_mmap && first.offset.is_multiple_of(4) {
+                if pieces.len() == 1 {
+                    pending.in_place = true;
+                } else if let Some(stride) = stride(pieces) {
+                    pending.tensor = self.context.strided_tensor(name, ty, [ne[0], ne[1], ne[2]], stride);
+                    pending.in_place = true;
+                }
+            }
+        }
+        self.pending.push(pending);
+        Ok(self.pending.last().expect("just pushed"))
+    }
+
+    /// The layout of its own that the CPU prefers for this weight.
+    fn repacked(&self, weight: &Tensor, used: Use) -> Option<BufferType> {
+        if used == Use::Elements {
+            return None;
+        }
+        let cpu = Device::find(DeviceKind::Cpu)?;
+        let by_expert = used == Use::MultiplyByExpert;
+        self.placement.repacked().iter().copied().find(|ty| cpu.multiplies_from(*ty, weight, by_expert))
+    }
+}
+
+/// The distance between neighbours when tensors of one size lie at equal distances in one file.
+fn stride(pieces: &[&TensorInfo]) -> Option<usize> {
+    let distance = pieces[1].offset.checked_sub(pieces[0].offset)?;
+    let even = pieces.windows(2).all(|pair| pair[1].offset.checked_sub(pair[0].offset) == Some(distance));
+    let together = pieces.iter().all(|p| p.part == pieces[0].part);
+    (even && together && distance >= pieces[0].size).then_some(distance as usize)
+}

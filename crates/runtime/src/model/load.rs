@@ -1,0 +1,115 @@
+//! Puts the bytes of the weights where the placement wants them.
+
+use super::bind::{Binder, Pending, Table};
+use super::{LoadProgress, ModelOptions, Weights};
+use crate::Error;
+use crate::residency::Placement;
+use ggml::{Buffer, BufferType, Tensor};
+use gguf::Gguf;
+use model_spec::HyperParams;
+
+pub(super) struct Loaded {
+    pub weights: Weights,
+    /// Bytes of weights by kind of memory.
+    pub sizes: Vec<(BufferType, u64)>,
+}
+
+pub(super) fn load(
+    gguf: &Gguf,
+    hparams: &HyperParams,
+    placement: &Placement,
+    options: &ModelOptions,
+    progress: &mut dyn LoadProgress,
+) -> Result<Loaded, Error> {
+    let mut binder = Binder::new(gguf, hparams, placement, options.use_mmap);
+    let weights = binder.weights()?;
+    let (mapped, copied): (Vec<&Pending<'_>>, Vec<&Pending<'_>>) =
+        binder.pending.iter().partition(|p| p.in_place);
+    lend(gguf, &mapped, options.mlock)?;
+    copy(gguf, &copied, progress)?;
+    fill_tables(&binder.tables)?;
+
+    let mut sizes: Vec<(BufferType, u64)> = Vec::new();
+    for pending in &binder.pending {
+        let bytes: u64 = pending.pieces.iter().map(|piece| piece.size).sum();
+        match sizes.iter_mut().find(|(place, _)| *place == pending.place) {
+            Some((_, sum)) => *sum += bytes,
+            None => sizes.push((pending.place, bytes)),
+        }
+    }
+    Ok(Loaded { weights, sizes })
+}
+
+/// Uses the mapped file itself as the buffer of the tensors that stay on the host.
+fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> {
+    for part in 0..gguf.parts().len() {
+        let mut tensors = mapped.iter().filter(|p| p.pieces[0].part == part).peekable();
+        if tensors.peek().is_none() {
+            continue;
+        }
+        let map = gguf.mapping(part);
+        if mlock {
+            map.lock().map_err(|error| Error::Option {
+                option: "--mlock",
+                found: format!("{error} for {} bytes", map.len()),
+                expected: "a limit of locked memory (ulimit -l) that holds the model".to_owned(),
+            })?;
+        }
+        let buffer = Buffer::from_mapping(map);
+        buffer.set_weights();
+        for pending in tensors {
+            buffer.place(&pending.tensor, pending.pieces[0].offset as usize);
+        }
+    }
+    Ok(())
+}
+
+/// Allocates one buffer for each kind of memory and copies the file's bytes into it.
+fn copy(gguf: &Gguf, copied: &[&Pending<'_>], progress: &mut dyn LoadProgress) -> Result<(), Error> {
+    let mut places: Vec<BufferType> = Vec::new();
+    for pending in copied {
+        if !places.contains(&pending.place) {
+            places.push(pending.place);
+        }
+    }
+    for place in places {
+        let tensors: Vec<Tensor> =
+            copied.iter().filter(|p| p.place == place).map(|p| p.tensor.clone()).collect();
+        Buffer::allocate(place, &tensors, "weights")?.set_weights();
+    }
+    let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size).sum();
+    let mut done = 0;
+    for pending in copied {
+        // Whole tensors: a layout of its own is made from all of the bytes at once.
+        match pending.pieces[..] {
+            [piece] => pending.tensor.write(0, gguf.data(piece)),
+            _ => {
+                let stacked: Vec<&[u8]> = pending.pieces.iter().map(|piece| gguf.data(piece)).collect();
+                pending.tensor.write(0, &stacked.concat());
+            }
+        }
+        done += pending.pieces.iter().map(|piece| piece.size).sum::<u64>();
+        progress.bytes(done, total);
+    }
+    Ok(())
+}
+
+fn fill_tables(tables: &[Table]) -> Result<(), Error> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let tensors: Vec<Tensor> = tables
+        .iter()
+        .map(|table| match table {
+            Table::Ints(tensor, _) | Table::Floats(tensor, _) => tensor.clone(),
+        })
+        .collect();
+    Buffer::allocate(BufferType::cpu(), &tensors, "expert tables")?.set_weights();
+    for table in tables {
+        match table {
+            Table::Ints(tensor, values) => tensor.write_values(values),
+            Table::Floats(tensor, values) => tensor.write_values(values),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,390 @@
+//! A conversation with a model: its KV cache, and tokens going in, logits coming out.
+
+use crate::Error;
+use crate::graph::{self, BatchGraph, BatchShape};
+use crate::kv_cache::KvCache;
+use crate::memory;
+use crate::model::Model;
+use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
+use model_spec::HyperParams;
+use quants::TensorType;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a session computes; llama.cpp's names and defaults.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Tokens the context holds; 0 for what the model was trained for.
+    pub n_ctx: u32,
+    /// Tokens computed at once when a prompt is read.
+    pub n_ubatch: u32,
+    /// Threads for single tokens; 0 for as many as there are cores.
+    pub n_threads: u32,
+    /// Threads for batches; 0 for the same.
+    pub n_threads_batch: u32,
+    /// Attention in one pass.
+    pub flash_attention: bool,
+    /// Type of the cached keys.
+    pub type_k: TensorType,
+    /// Type of the cached values.
+    pub type_v: TensorType,
+    /// Devices compute large batches with weights that lie on the host.
+    pub offload: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions {
+            n_ctx: 0,
+            n_ubatch: 512,
+            n_threads: 0,
+            n_threads_batch: 0,
+            flash_attention: true,
+            type_k: TensorType::F16,
+            type_v: TensorType::F16,
+            offload: true,
+        }
+    }
+}
+
+/// Which tokens' logits a call wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None: the tokens only enter the cache.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// One sequence of tokens being read and continued.
+pub struct Session {
+    /// Before the scheduler in order of dropping: the graph's buffers belong to the scheduler.
+    current: Option<BatchGraph>,
+    scheduler: Scheduler,
+    cache: KvCache,
+    model: Arc<Model>,
+    options: SessionOptions,
+    n_ctx: usize,
+    n_past: usize,
+    logits: Vec<f32>,
+    pool: Arc<ThreadPool>,
+    pool_batch: Arc<ThreadPool>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Contexts grow in steps of this many cells, and so does what attention looks at; a graph serves until the next step.
+const KV_STEP: usize = 256;
+
+impl Session {
+    /// An empty context for `model`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where an option does not fit the model, [`Error::ContextMemory`] where the memory is short.
+    pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Session, Error> {
+        let hparams = model.hparams();
+        let (type_k, type_v) = cache_types(hparams, options)?;
+        let n_ctx = if options.n_ctx == 0 { hparams.n_ctx_train } else { options.n_ctx };
+        let n_ctx = (n_ctx as usize).next_multiple_of(KV_STEP);
+        let kv_bytes = KvCache::size_bytes(hparams, n_ctx, type_k, type_v);
+        check_memory(model, n_ctx, kv_bytes, 0)?;
+
+        let threads = |wanted: u32| if wanted == 0 { default_threads() } else { wanted as usize };
+        let pool = new_pool(threads(options.n_threads))?;
+        let n_batch =
+            if options.n_threads_batch == 0 { pool.n_threads() } else { options.n_threads_batch as usize };
+        let pool_batch = if n_batch == pool.n_threads() { Arc::clone(&pool) } else { new_pool(n_batch)? };
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut backends = Vec::new();
+        for device in model.placement().devices() {
+            backends.push(Backend::new(*device)?);
+        }
+        let cpu =
+            Device::find(DeviceKind::Cpu).ok_or(ggml::Error::NoCpuBackend { searched: String::new() })?;
+        backends.push(Backend::new(cpu)?);
+        for backend in &mut backends {
+            backend.set_abort(Arc::clone(&stop));
+            backend.set_threads(&pool);
+        }
+        let mut scheduler = Scheduler::new(backends, graph::max_nodes(model), options.offload);
+
+        let cache = KvCache::new(hparams, model.placement(), n_ctx, type_k, type_v)?;
+        let largest = BatchShape {
+            n_tokens: (options.n_ubatch as usize).clamp(1, n_ctx),
+            n_kv: n_ctx,
+            n_outputs: 1,
+            flash_attention: options.flash_attention,
+        };
+        let measured = graph::build(model, &cache, largest);
+        let compute: u64 = scheduler.measure(&measured.graph).iter().map(|bytes| *bytes as u64).sum();
+        check_memory(model, n_ctx, kv_bytes, compute)?;
+        scheduler.reserve(&measured.graph)?;
+        drop(measured);
+        Ok(Session {
+            current: None,
+            scheduler,
+            cache,
+            model: Arc::clone(model),
+            options: SessionOptions { n_ubatch: largest.n_tokens as u32, ..options.clone() },
+            n_ctx,
+            n_past: 0,
+            logits: Vec::new(),
+            pool,
+            pool_batch,
+            stop,
+        })
+    }
+
+    /// Reads `tokens` after those already there.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] and [`Error::Token`] before anything is computed; [`Error::Stopped`] when the stop flag
+    /// was set meanwhile, in which case [`n_past`](Self::n_past) tells how many were read.
+    pub fn decode(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
+        let n_vocab = self.n_vocab();
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= n_vocab) {
+            return Err(Error::Token { id: *id, n_vocab: n_vocab as u32 });
+        }
+        if tokens.len() > self.n_ctx - self.n_past {
+            return Err(Error::ContextFull {
+                n_past: self.n_past as u32,
+                n_tokens: tokens.len() as u32,
+                n_ctx: self.n_ctx as u32,
+            });
+        }
+        self.logits.clear();
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at(rest.len().min(self.options.n_ubatch as usize));
+            let n_outputs = match logits {
+                Logits::None => 0,
+                Logits::Last => usize::from(after.is_empty()),
+                Logits::All => batch.len(),
+            };
+            self.compute(batch, n_outputs)?;
+            self.n_past += batch.len();
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens.
+    fn compute(&mut self, tokens: &[u32], n_outputs: usize) -> Result<(), Error> {
+        let n_kv = (self.n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
+        let flash_attention = self.options.flash_attention;
+        let shape = BatchShape { n_tokens: tokens.len(), n_kv, n_outputs, flash_attention };
+        let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
+        for backend in self.scheduler.backends_mut() {
+            backend.set_threads(pool);
+        }
+        let reusable = self.current.take().filter(|current| current.shape == shape);
+        let current = match reusable {
+            Some(current) => current,
+            None => {
+                let built = graph::build(&self.model, &self.cache, shape);
+                self.scheduler.allocate(&built.graph)?;
+                built
+            }
+        };
+        self.fill_inputs(&current, tokens);
+        self.scheduler.compute(&current.graph).map_err(|error| match error {
+            ggml::Error::Aborted => Error::Stopped,
+            other => other.into(),
+        })?;
+        if let Some(logits) = &current.logits {
+            let start = self.logits.len();
+            self.logits.resize(start + logits.n_elements(), 0.0);
+            logits.read_values(0, &mut self.logits[start..]);
+        }
+        self.current = Some(current);
+        Ok(())
+    }
+
+    fn fill_inputs(&self, current: &BatchGraph, tokens: &[u32]) {
+        let inputs = &current.inputs;
+        let n_tokens = tokens.len();
+        let positions = self.n_past..self.n_past + n_tokens;
+        inputs.tokens.write_values(&tokens.iter().map(|id| *id as i32).collect::<Vec<_>>());
+        inputs.positions.write_values(&positions.clone().map(|p| p as i32).collect::<Vec<_>>());
+        inputs.cells.write_values(&positions.clone().map(|p| p as i64).collect::<Vec<_>>());
+        if let Some(mask) = &inputs.mask {
+            let window = self.model.hparams().sliding_window.map(|w| w as usize);
+            mask.write_values(&causal_mask(positions, current.shape.n_kv, window));
+        }
+        if let Some(outputs) = &inputs.outputs {
+            let first = n_tokens - current.shape.n_outputs;
+            outputs.write_values(&(first..n_tokens).map(|i| i as i32).collect::<Vec<_>>());
+        }
+    }
+
+    /// Logits of the `index`-th token that the last [`decode`](Self::decode) was asked for: one for each entry of the
+    /// vocabulary.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn logits(&self, index: usize) -> &[f32] {
+        let n_vocab = self.n_vocab();
+        &self.logits[index * n_vocab..(index + 1) * n_vocab]
+    }
+
+    /// How many tokens' logits the last call gave.
+    pub fn n_outputs(&self) -> usize {
+        self.logits.len() / self.n_vocab()
+    }
+
+    fn n_vocab(&self) -> usize {
+        self.model.hparams().n_vocab as usize
+    }
+
+    /// Tokens in the context.
+    pub fn n_past(&self) -> usize {
+        self.n_past
+    }
+
+    /// Tokens the context holds at most.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Forgets every token from position `n_past` on.
+    pub fn truncate(&mut self, n_past: usize) {
+        self.n_past = self.n_past.min(n_past);
+    }
+
+    /// Set from another thread, it ends a running [`decode`](Self::decode) with [`Error::Stopped`]; clear it before
+    /// the next call.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Computes one token and forgets it, so that pages are in memory and threads awake when timing starts.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn warm_up(&mut self) -> Result<(), Error> {
+        let n_past = self.n_past;
+        if n_past < self.n_ctx {
+            let done = self.decode(&[0], Logits::Last);
+            self.n_past = n_past;
+            self.logits.clear();
+            done?;
+        }
+        Ok(())
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Threads for single tokens.
+    pub fn n_threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+
+    /// Whether a stop was asked for.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of compute buffers by kind of memory.
+    pub fn compute_bytes(&self) -> Vec<(String, usize)> {
+        self.scheduler.buffer_sizes().into_iter().map(|(buffer, bytes)| (buffer.name(), bytes)).collect()
+    }
+
+    /// Into how many pieces the last graph was split over the devices.
+    pub fn n_splits(&self) -> usize {
+        self.scheduler.n_splits()
+    }
+}
+
+const F16_ZERO: u16 = 0;
+const F16_MINUS_INFINITY: u16 = 0xfc00;
+
+/// `[n_kv, n_tokens]`: each token sees the cells up to its own position, and no further back than the window.
+fn causal_mask(positions: std::ops::Range<usize>, n_kv: usize, window: Option<usize>) -> Vec<u16> {
+    let mut mask = vec![F16_MINUS_INFINITY; n_kv * positions.len()];
+    for (row, position) in mask.chunks_exact_mut(n_kv).zip(positions) {
+        let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
+        row[first..=position].fill(F16_ZERO);
+    }
+    mask
+}
+
+/// One thread for each core: hyper-threads share the units that multiply.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+fn new_pool(n_threads: usize) -> Result<Arc<ThreadPool>, Error> {
+    ThreadPool::new(n_threads).map(Arc::new).ok_or_else(|| Error::Option {
+        option: "--threads",
+        found: n_threads.to_string(),
+        expected: "as many threads as the system can start".to_owned(),
+    })
+}
+
+/// Types that the cache may have: those that rows can be written in and attention can read.
+fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type, Type), Error> {
+    use TensorType::*;
+    let allowed = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL];
+    let check = |option: &'static str, ty: TensorType, head_dim: u32| {
+        let wrong = |expected: String| Err(Error::Option { option, found: ty.name().to_owned(), expected });
+        if !allowed.contains(&ty) {
+            return wrong(allowed.map(TensorType::name).join(", "));
+        }
+        if !(head_dim as usize).is_multiple_of(ty.block_len()) {
+            return wrong(format!("a type whose blocks divide a head of {head_dim}"));
+        }
+        Ok(Type::from_id(ty.id())?)
+    };
+    let type_k = check("--cache-type-k", options.type_k, hparams.head_dim_k)?;
+    let type_v = check("--cache-type-v", options.type_v, hparams.head_dim_v)?;
+    if !options.flash_attention && options.type_v.is_quantized() {
+        let expected = "F32, F16 or BF16 without flash attention".to_owned();
+        return Err(Error::Option {
+            option: "--cache-type-v",
+            found: options.type_v.name().to_owned(),
+            expected,
+        });
+    }
+    Ok((type_k, type_v))
+}
+
+/// Refuses what is sure not to fit on the host, before it is touched; devices say so themselves.
+fn check_memory(model: &Model, n_ctx: usize, kv_bytes: u64, compute_bytes: u64) -> Result<(), Error> {
+    if !model.placement().devices().is_empty() {
+        return Ok(());
+    }
+    let needed_bytes = kv_bytes + compute_bytes;
+    match memory::available_bytes() {
+        Some(available_bytes) if needed_bytes > available_bytes => Err(Error::ContextMemory {
+            n_ctx: n_ctx as u32,
+            needed_bytes,
+            kv_bytes,
+            compute_bytes,
+            available_bytes,
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_sees_itself_and_what_came_before() {
+        let (o, x) = (F16_ZERO, F16_MINUS_INFINITY);
+        assert_eq!(causal_mask(1..3, 4, None), [o, o, x, x, o, o, o, x]);
+        assert_eq!(causal_mask(0..1, 2, None), [o, x]);
+    }
+
+    #[test]
+    fn a_window_hides_what_is_further_back() {
+        let (o, x) = (F16_ZERO, F16_MINUS_INFINITY);
+        assert_eq!(causal_mask(2..4, 4, Some(2)), [x, o, o, x, x, x, o, o]);
+    }
+}
