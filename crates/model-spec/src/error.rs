@@ -29,6 +29,9 @@ pub enum Error {
         /// The architecture the file names.
         found: String,
     },
+    /// A key has a value of the wrong type.
+    #[error(transparent)]
+    Metadata(#[from] gguf::Error),
     /// Any of the above, in a file.
     #[error("{}: {source}", file.display())]
     InFile {

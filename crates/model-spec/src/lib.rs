@@ -12,7 +12,9 @@ mod error;
 mod file_type;
 mod hparams;
 pub mod keys;
+mod metadata;
 mod rope;
+mod rope_metadata;
 mod tensor;
 
 pub use error::Error;
