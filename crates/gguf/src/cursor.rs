@@ -1,5 +1,6 @@
 //! Reads little-endian fields one after the other from the bytes of a file, never past their end.
 
+use crate::error::shown;
 use crate::value::{self, TYPE_ARRAY, TYPE_BOOL, TYPE_COUNT, TYPE_STRING};
 use crate::{Array, Error, Value};
 use byteorder::{ByteOrder, LittleEndian as LE};
@@ -30,13 +31,13 @@ impl<'a> Cursor<'a> {
 
     pub fn malformed(&self, field: &str, found: impl Into<String>, expected: impl Into<String>) -> Error {
         let path = self.path.to_path_buf();
-        Error::Malformed { path, field: field.to_owned(), found: found.into(), expected: expected.into() }
+        Error::Malformed { path, field: shown(field), found: found.into(), expected: expected.into() }
     }
 
     pub fn truncated(&self, field: &str, more: u64) -> Error {
         Error::Truncated {
             path: self.path.to_path_buf(),
-            field: field.to_owned(),
+            field: shown(field),
             size: self.bytes.len() as u64,
             needed: (self.position as u64).saturating_add(more),
         }
@@ -59,20 +60,23 @@ impl<'a> Cursor<'a> {
         Ok(LE::read_u64(self.take(8, field)?))
     }
 
-    /// A string; `field` names it in errors.
-    pub fn string(&mut self, field: &str) -> Result<&'a str, Error> {
+    /// The bytes of a string; `field` names it in errors.
+    fn bytes(&mut self, field: &str) -> Result<&'a [u8], Error> {
         let len = self.u64(field)?;
-        let bytes = self.take(len, field)?;
-        std::str::from_utf8(bytes).map_err(|error| {
-            let found = format!("bytes that are not UTF-8 (at {} of {len})", error.valid_up_to());
-            self.malformed(field, found, "UTF-8")
-        })
+        self.take(len, field)
+    }
+
+    /// A string that must be UTF-8: a key or a name.
+    pub fn string(&mut self, field: &str) -> Result<&'a str, Error> {
+        let bytes = self.bytes(field)?;
+        std::str::from_utf8(bytes)
+            .map_err(|_| self.malformed(field, Value::from_bytes(bytes).to_string(), "UTF-8"))
     }
 
     /// A value of the given type.
     pub fn value(&mut self, ty: u32, field: &str) -> Result<Value, Error> {
         Ok(match ty {
-            TYPE_STRING => Value::String(self.string(field)?.to_owned()),
+            TYPE_STRING => Value::from_bytes(self.bytes(field)?),
             TYPE_ARRAY => Value::Array(self.array(field)?),
             _ => {
                 let one = self.elements(ty, 1, field)?;
@@ -88,17 +92,33 @@ impl<'a> Cursor<'a> {
             return Err(self.malformed(field, "an array of arrays", "an array of single values"));
         }
         if ty == TYPE_STRING {
-            // Each string takes at least its length: so an absurd count is refused before memory is reserved for it.
-            if len > self.remaining() / 8 {
-                return Err(self.truncated(field, len.saturating_mul(8)));
-            }
-            let mut texts = Vec::with_capacity(len as usize);
-            for _ in 0..len {
-                texts.push(self.string(field)?.to_owned());
-            }
-            return Ok(Array::String(texts));
+            return self.strings(len, field);
         }
         self.elements(ty, len, field)
+    }
+
+    fn strings(&mut self, len: u64, field: &str) -> Result<Array, Error> {
+        // Each string takes at least its length: so an absurd count is refused before memory is reserved for it.
+        if len > self.remaining() / 8 {
+            return Err(self.truncated(field, len.saturating_mul(8)));
+        }
+        let start = self.position;
+        let mut texts = Vec::with_capacity(len as usize);
+        for _ in 0..len {
+            match std::str::from_utf8(self.bytes(field)?) {
+                Ok(text) => texts.push(text.to_owned()),
+                Err(_) => {
+                    drop(texts);
+                    self.position = start;
+                    return self.raw_strings(len, field);
+                }
+            }
+        }
+        Ok(Array::String(texts))
+    }
+
+    fn raw_strings(&mut self, len: u64, field: &str) -> Result<Array, Error> {
+        (0..len).map(|_| Ok(self.bytes(field)?.to_vec())).collect::<Result<_, Error>>().map(Array::Bytes)
     }
 
     /// `len` numbers or truth values of type `ty`.

@@ -123,7 +123,7 @@ fn count(cursor: &mut Cursor<'_>, field: &str, min_bytes: u64) -> Result<u64, Er
 }
 
 fn entries(cursor: &mut Cursor<'_>, n: u64) -> Result<Metadata, Error> {
-    let mut metadata = Metadata::new();
+    let mut metadata = Metadata::of_file(cursor.path());
     for index in 0..n {
         let field = format!("metadata entry {index}");
         let key = cursor.string(&field)?;

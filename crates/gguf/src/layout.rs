@@ -61,7 +61,7 @@ impl Layout {
         header.extend((tensors.len() as u64).to_le_bytes());
         header.extend((metadata.len() as u64).to_le_bytes());
         for (key, value) in metadata.iter() {
-            put_string(&mut header, key);
+            put_string(&mut header, key.as_bytes());
             put_value(&mut header, value);
         }
         let mut offsets = Vec::with_capacity(tensors.len());
@@ -77,7 +77,7 @@ impl Layout {
             }
             let size = size_bytes(tensor.ty, &tensor.ne)
                 .map_err(|(found, expected)| wrong(&field, found, expected))?;
-            put_string(&mut header, &tensor.name);
+            put_string(&mut header, tensor.name.as_bytes());
             header.extend((tensor.ne.len() as u32).to_le_bytes());
             tensor.ne.iter().for_each(|n| header.extend(n.to_le_bytes()));
             header.extend(tensor.ty.id().to_le_bytes());
@@ -132,9 +132,9 @@ impl Layout {
     }
 }
 
-fn put_string(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
+fn put_string(out: &mut Vec<u8>, string: &[u8]) {
+    out.extend((string.len() as u64).to_le_bytes());
+    out.extend(string);
 }
 
 fn put_value(out: &mut Vec<u8>, value: &Value) {
@@ -148,7 +148,8 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
         Value::I32(v) => out.extend(v.to_le_bytes()),
         Value::F32(v) => out.extend(v.to_le_bytes()),
         Value::Bool(v) => out.push(u8::from(*v)),
-        Value::String(v) => put_string(out, v),
+        Value::String(v) => put_string(out, v.as_bytes()),
+        Value::Bytes(v) => put_string(out, v),
         Value::Array(v) => put_array(out, v),
         Value::U64(v) => out.extend(v.to_le_bytes()),
         Value::I64(v) => out.extend(v.to_le_bytes()),
@@ -168,7 +169,8 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::I32(v) => out.extend(v.iter().flat_map(|n| n.to_le_bytes())),
         Array::F32(v) => out.extend(v.iter().flat_map(|n| n.to_le_bytes())),
         Array::Bool(v) => out.extend(v.iter().map(|b| u8::from(*b))),
-        Array::String(v) => v.iter().for_each(|text| put_string(out, text)),
+        Array::String(v) => v.iter().for_each(|text| put_string(out, text.as_bytes())),
+        Array::Bytes(v) => v.iter().for_each(|string| put_string(out, string)),
         Array::U64(v) => out.extend(v.iter().flat_map(|n| n.to_le_bytes())),
         Array::I64(v) => out.extend(v.iter().flat_map(|n| n.to_le_bytes())),
         Array::F64(v) => out.extend(v.iter().flat_map(|n| n.to_le_bytes())),

@@ -19,10 +19,17 @@
 //!
 //! This crate knows no model: which keys and tensors there should be is the business of others.
 //!
-//! # Stricter than llama.cpp
-//! The reader refuses a few files that llama.cpp loads, because they can only be mistakes or attacks: strings that are
-//! not UTF-8 (the format demands it), bool values other than 0 and 1, tensors with no axes or an empty one, control
-//! characters in names, tensors whose data overlap, an alignment above 1 MiB, and parts of a split file that disagree.
+//! # Where this reader and llama.cpp's differ
+//! This one refuses a few files that llama.cpp loads:
+//! - keys and tensor names that are not UTF-8 or hold control characters, and keys above 65535 bytes: the format rules
+//!   them out, nothing could ask for them, and they would reach terminals;
+//! - bools other than 0 and 1: the format rules them out, and every such file is damaged;
+//! - tensors with no axes or an empty one: nothing could compute with them;
+//! - an alignment above 1 MiB: no system needs one, and padding to it has been used to make sizes wrap;
+//! - parts of a split file whose own numbers contradict the first part's.
+//!
+//! It accepts some that llama.cpp refuses: tensor data in any order and with gaps, and a split file given by any of its
+//! parts. Strings that are not UTF-8 are accepted by both ([`Value::Bytes`]): vocabularies of raw bytes exist.
 
 mod cursor;
 mod error;

@@ -58,7 +58,7 @@ impl Gguf {
             (1..=n_parts).map(|i| PathBuf::from(format!("{prefix}-{i:05}-of-{n_parts:05}.gguf"))).collect();
         let missing: Vec<PathBuf> = paths.iter().filter(|p| !p.exists()).cloned().collect();
         if !missing.is_empty() {
-            return Err(Error::MissingParts { path: path.to_path_buf(), missing });
+            return Err(Error::MissingParts { path: path.to_path_buf(), missing, expected: paths.len() });
         }
         let mut parts = Vec::new();
         for (index, part) in paths.into_iter().enumerate() {
@@ -94,7 +94,7 @@ impl Gguf {
             maps: Vec::new(),
             version: parts[0].2.version,
             alignment: parts[0].2.alignment,
-            metadata: Metadata::new(),
+            metadata: Metadata::new(), // until the first part's
             tensors: Vec::new(),
             index: HashMap::new(),
             warnings: Vec::new(),
@@ -193,7 +193,7 @@ fn malformed(path: &Path, field: &str, found: String, expected: String) -> Error
 
 fn split_number(path: &Path, metadata: &Metadata, key: &str) -> Result<Option<u32>, Error> {
     metadata.u32(key).map_err(|error| match error {
-        Error::ValueType { key, found, expected } => malformed(path, &key, found, expected.to_owned()),
+        Error::ValueType { key, found, expected, .. } => malformed(path, &key, found, expected.to_owned()),
         other => other,
     })
 }
