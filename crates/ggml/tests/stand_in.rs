@@ -1,0 +1,240 @@
+//! The device that stands in for a GPU: placement, copies, budgets.
+
+mod support;
+
+use ggml::{Buffer, Context, Device, DeviceKind, Error, Graph, Tensor, ThreadPool, Type, stand_in};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use support::{Data, cpu, numbers, scheduler, weight};
+
+const N: usize = 64;
+
+fn devices(n: usize, bytes_each: usize) -> Vec<Device> {
+    stand_in::register(n, bytes_each).expect("a CPU backend")
+}
+
+/// A chain of `places.len()` matrices, each on its device, with a norm and a residual between them.
+fn chain(graph: &Graph, places: &[Device], n_tokens: usize) -> (Tensor, Tensor) {
+    let input = graph.input("x", Type::F32, &[N, n_tokens]);
+    let mut out = graph.rms_norm(&input, 1e-5);
+    for (i, device) in places.iter().enumerate() {
+        let values = numbers(N * N, 100 + i as u64);
+        let matrix = weight("w", &[N, N], &values, device.buffer_type());
+        out = graph.add(&graph.rms_norm(&graph.mul_mat(&matrix, &out), 1e-5), &out);
+    }
+    (input, out)
+}
+
+fn run_chain(used: &[Device], places: &[Device], n_tokens: usize, offload: bool) -> (Vec<f32>, usize) {
+    let mut scheduler = scheduler(used, offload);
+    let graph = Graph::new(128);
+    let (input, result) = chain(&graph, places, n_tokens);
+    let x = numbers(N * n_tokens, 1);
+    let values = support::compute(&mut scheduler, &graph, &[Data::F32(&input, &x)], &result);
+    (values, scheduler.n_splits())
+}
+
+#[test]
+fn it_presents_itself_as_a_gpu_with_memory_of_its_own() {
+    let both = devices(2, 1 << 20);
+    assert_eq!(both.len(), 2);
+    for device in &both {
+        assert_eq!(device.kind(), DeviceKind::Gpu);
+        assert!(device.name().starts_with("STANDIN"), "{device:?}");
+        assert_eq!(device.buffer_type().name(), device.name());
+        assert!(!device.buffer_type().is_host());
+        assert_eq!(device.memory(), (1 << 20, 1 << 20));
+        assert!(ggml::devices().contains(device));
+    }
+    assert_ne!(both[0].name(), both[1].name());
+}
+
+#[test]
+fn weights_on_several_devices_give_the_cpus_result() {
+    let both = devices(2, 8 << 20);
+    let (first, second) = (both[0], both[1]);
+    let (expected, n_splits) = run_chain(&[], &[cpu(); 4], 5, false);
+    assert_eq!(n_splits, 1);
+    // Splits: the device's, the CPU's and the other's, each entered once or twice.
+    let (found, n_splits) = run_chain(&both, &[first, cpu(), second, first], 5, false);
+    assert_eq!(found, expected);
+    assert!(n_splits >= 4, "{n_splits}");
+    let (found, n_splits) = run_chain(&both, &[first; 4], 5, false);
+    assert_eq!(found, expected);
+    assert!(n_splits <= 2, "{n_splits}");
+}
+
+#[test]
+fn large_batches_are_computed_there_with_the_hosts_weights() {
+    let device = devices(1, 8 << 20);
+    let places = [cpu(); 3];
+    for (n_tokens, splits) in [(4, 1..=1), (32, 2..=100)] {
+        let (expected, _) = run_chain(&[], &places, n_tokens, false);
+        let (found, n_splits) = run_chain(&device, &places, n_tokens, true);
+        assert_eq!(found, expected);
+        assert!(splits.contains(&n_splits), "{n_tokens} tokens: {n_splits} splits");
+    }
+}
+
+#[test]
+fn a_cache_on_the_device_is_written_and_read_there() {
+    let device = devices(1, 8 << 20);
+    let (n, n_kv, n_heads) = (64, 32, 2);
+    let run = |used: &[Device], place: Device| {
+        let contexts = Context::new(2);
+        let caches = [0, 1].map(|_| contexts.tensor("cache", Type::F16, &[n * n_heads, n_kv]));
+        let buffer = Buffer::allocate(place.buffer_type(), &caches, "cache").expect("memory");
+        buffer.clear(0);
+        let graph = Graph::new(64);
+        let new = graph.input("new", Type::F32, &[n * n_heads, 4]);
+        let rows = graph.input("rows", Type::I64, &[4]);
+        let mask = graph.input("mask", Type::F16, &[n_kv, 4]);
+        let [k, v] = caches.map(|cache| {
+            let written = graph.set_rows(&cache, &new, &rows);
+            graph.permute(&graph.reshape(&written, &[n, n_heads, n_kv]), [0, 2, 1, 3])
+        });
+        let q = graph.permute(&graph.reshape(&new, &[n, n_heads, 4]), [0, 2, 1, 3]);
+        let result = graph.flash_attention(&q, &k, &v, &mask, 0.125);
+        let (x, bits) = (numbers(n * n_heads * 4, 2), vec![0u16; n_kv * 4]);
+        let inputs = [Data::F32(&new, &x), Data::I64(&rows, &[5, 0, 31, 6]), Data::F16(&mask, &bits)];
+        let mut scheduler = scheduler(used, false);
+        let values = support::compute(&mut scheduler, &graph, &inputs, &result);
+        let on_device = scheduler.buffer_sizes()[0].1;
+        (values, on_device)
+    };
+    let (expected, _) = run(&[], cpu());
+    let (found, on_device) = run(&device, device[0]);
+    assert_eq!(found, expected);
+    assert!(expected.iter().any(|v| *v != 0.0));
+    assert!(on_device > 0, "nothing was computed on the device");
+}
+
+#[test]
+fn memory_beyond_the_budget_is_refused_and_comes_back() {
+    let device = devices(1, 1 << 20)[0];
+    let place = |n_bytes: usize| {
+        let tensor = Context::new(1).tensor("t", Type::F32, &[n_bytes / 4]);
+        Buffer::allocate(device.buffer_type(), &[tensor], "a test")
+    };
+    let first = place(768 << 10).expect("fits");
+    assert_eq!(device.memory(), (256 << 10, 1 << 20));
+    let error = place(257 << 10).err().expect("does not fit beside it");
+    let Error::OutOfMemory { buffer_type, size_bytes, .. } = error else { panic!("{error}") };
+    assert_eq!((buffer_type, size_bytes), (device.name(), 257 << 10));
+    place(256 << 10).expect("fits exactly");
+    drop(first);
+    assert_eq!(device.memory().0, 1 << 20);
+    place(1 << 20).expect("all of it");
+}
+
+#[test]
+fn a_graph_beyond_the_budget_is_an_error_and_a_smaller_one_still_runs() {
+    let device = devices(1, 128 << 10)[0];
+    let values = numbers(N * N, 3);
+    let matrix = weight("w", &[N, N], &values, device.buffer_type());
+    let mut scheduler = scheduler(&[device], false);
+    let build = |n_tokens: usize| {
+        let graph = Graph::new(16);
+        let input = graph.input("x", Type::F32, &[N, n_tokens]);
+        let result = graph.mul_mat(&matrix, &input);
+        graph.output(&result);
+        (graph, input, result)
+    };
+    let (large, ..) = build(4096);
+    assert!(matches!(scheduler.allocate(&large), Err(Error::GraphAllocation { .. })));
+    assert!(matches!(scheduler.reserve(&large), Err(Error::GraphAllocation { .. })));
+    let (graph, input, result) = build(2);
+    let found = support::compute(&mut scheduler, &graph, &[Data::F32(&input, &[0.0; 2 * N])], &result);
+    assert_eq!(found, [0.0; 2 * N]);
+}
+
+#[test]
+fn quantized_rows_are_padded_as_on_cuda() {
+    let device = devices(1, 1 << 20)[0];
+    let q8_0 = Type::from_id(8).expect("Q8_0");
+    let context = Context::new(2);
+    let tensors = [context.tensor("short", q8_0, &[64, 2]), context.tensor("full", q8_0, &[512, 2])];
+    let size = |i: usize| {
+        let buffer = Buffer::allocate(device.buffer_type(), &tensors[i..=i], "test").expect("memory");
+        buffer.size()
+    };
+    assert_eq!(size(0), 2 * 64 / 32 * 34 + (512 - 64) / 32 * 34);
+    assert_eq!(size(1), 2 * 512 / 32 * 34);
+}
+
+#[test]
+fn data_moves_in_and_out_by_copies() {
+    let device = devices(1, 1 << 20)[0];
+    let tensor = weight("t", &[4, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], device.buffer_type());
+    tensor.write(8, &0.5f32.to_le_bytes());
+    let mut values = [0.0f32; 3];
+    tensor.read_values(1, &mut values);
+    assert_eq!(values, [2.0, 0.5, 4.0]);
+}
+
+#[test]
+fn threads_and_the_stop_flag_reach_the_cpu_inside() {
+    let device = devices(1, 1 << 20)[0];
+    let matrix = weight("w", &[N, N], &numbers(N * N, 4), device.buffer_type());
+    let mut scheduler = scheduler(&[device], false);
+    let pool = Arc::new(ThreadPool::new(2).expect("threads"));
+    for backend in scheduler.backends_mut() {
+        backend.set_threads(&pool);
+    }
+    let build = || {
+        let graph = Graph::new(16);
+        let input = graph.input("x", Type::F32, &[N, 3]);
+        let result = graph.mul_mat(&matrix, &input);
+        graph.output(&result);
+        (graph, input, result)
+    };
+    let (graph, input, result) = build();
+    support::compute(&mut scheduler, &graph, &[Data::F32(&input, &[1.0; 3 * N])], &result);
+    scheduler.backends_mut()[0].set_abort(Arc::new(AtomicBool::new(true)));
+    let (graph, ..) = build();
+    scheduler.allocate(&graph).expect("memory");
+    assert!(matches!(scheduler.compute(&graph), Err(Error::Aborted)));
+}
+
+/// What the child processes of the tests below do; a test only because the test program is all there is to run.
+#[test]
+fn child_reports_devices_from_the_environment() {
+    if std::env::var_os(stand_in::VARIABLE).is_none() {
+        return; // run by the tests below
+    }
+    ggml::load_backends().expect("a CPU backend");
+    match stand_in::register_from_env() {
+        Ok(_) => assert!(stand_in::register_from_env().expect("the second call").is_empty()),
+        Err(error) => println!("{error}"),
+    }
+    for device in ggml::devices().into_iter().filter(|d| d.kind() == DeviceKind::Gpu) {
+        println!("{} {}", device.name(), device.memory().1);
+    }
+}
+
+fn child(setting: &str) -> String {
+    let output = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "child_reports_devices_from_the_environment", "--nocapture"])
+        .env(stand_in::VARIABLE, setting)
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn the_environment_sets_devices_up() {
+    let output = child("64M, 4096");
+    assert!(output.contains("STANDIN0 67108864\n") && output.contains("STANDIN1 4096\n"), "{output}");
+    assert!(!output.contains("STANDIN2"), "{output}");
+}
+
+#[test]
+fn an_environment_that_is_no_list_of_sizes_is_an_error() {
+    let output = child("64M,much");
+    assert!(
+        output.contains(r#"BRUCE_STAND_IN_DEVICES: found "64M,much", expected sizes such as"#),
+        "{output}"
+    );
+    assert!(!output.contains("STANDIN0"), "{output}");
+}
