@@ -119,7 +119,7 @@ fn importance(weights: &[f32; SUB_LEN]) -> [f32; SUB_LEN] {
 /// The sub-blocks' scales (or minima) in steps of a 63rd of the largest.
 fn round_scales(scales: [f32; N_SUB], top: f32) -> [u8; N_SUB] {
     let inverse = if top > 0.0 { f32::from(TOP_SCALE) / top } else { 0.0 };
-    // A negative scale wraps around to the largest.
+    // Wraps around as C's conversion does, should a search ever end with a negative scale.
     scales.map(|scale| (nearest(inverse * scale) as u8).min(TOP_SCALE))
 }
 

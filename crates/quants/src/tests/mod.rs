@@ -148,7 +148,15 @@ fn awkward_rows_are_stored_as_in_ggml() {
         row
     };
     let ramp = |step: f32| std::array::from_fn(|i| (i as f32 - 128.0) * step);
-    let rows: [(&str, [f32; 256]); 16] = [
+    // Beside weights of 1 the tiny sub-blocks' scales round to zero, and the quants of the search stay visible.
+    let around_threshold = std::array::from_fn(|i| match (i / 16, i % 2) {
+        (0, 0) => 1e-15_f32,
+        (0, _) => -1e-15,
+        (1, 0) => 1e-15_f32.next_down(),
+        (1, _) => -1e-15_f32.next_down(),
+        _ => 1.0,
+    });
+    let rows: [(&str, [f32; 256]); 17] = [
         ("zeros", [0.0; 256]),
         ("negative zeros", [-0.0; 256]),
         ("alternating zeros", std::array::from_fn(|i| if i % 2 == 0 { 0.0 } else { -0.0 })),
@@ -159,6 +167,7 @@ fn awkward_rows_are_stored_as_in_ggml() {
         ("reciprocal just infinite", at_both_ends(f32::from_bits(1 << 21) * 8.0)),
         ("reciprocal just finite", at_both_ends(f32::from_bits((1 << 21) + 1) * 8.0)),
         ("below the threshold of Q6_K", at_both_ends(1e-15_f32.next_down())),
+        ("around the threshold of Q6_K", around_threshold),
         ("scale just within F16", at_both_ends(65504.0 * 127.0)),
         ("scale beyond F16", at_both_ends(65520.0 * 127.0)),
         ("range beyond F32", at_both_ends(f32::MAX)),

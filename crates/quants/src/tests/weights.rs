@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// Weights that share a scale in every format are generated together: half a super-block's sub-block of Q4_K.
+/// Weights that are made alike: the smallest number that shares a scale in any format, a sub-block of Q6_K.
 const GROUP: usize = 16;
 const SUPER_BLOCK: usize = 256;
 
@@ -37,6 +37,9 @@ enum Kind {
     OneSign { scale: f32 },
     /// Multiples of a half step, from -`steps` to `steps`.
     Ties { steps: i16, step: f32 },
+    /// Multiples of a step of which a fractional number, `top` and some tenths, makes up the largest weight: what the
+    /// candidates of the searches look for.
+    OffGrid { top: i16, tenths: i16 },
     /// Magnitudes of a decade or so around the given power of two.
     Magnitude { exponent: i16 },
     /// Every exponent, in one group.
@@ -71,6 +74,8 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => value.prop_map(|value| Kind::Sparse { value }),
         1 => scale.clone().prop_map(|scale| Kind::OneSign { scale }),
         2 => (steps, scale.clone()).prop_map(|(steps, step)| Kind::Ties { steps, step }),
+        2 => (prop_oneof![Just(15), Just(31), Just(32)], -10..=10_i16)
+            .prop_map(|(top, tenths)| Kind::OffGrid { top, tenths }),
         // Either end of F32, the thresholds of 1e-15, and scales beyond F16 lie on the way.
         4 => (-149..128_i16).prop_map(|exponent| Kind::Magnitude { exponent }),
         1 => Just(Kind::AnyFinite),
@@ -103,6 +108,11 @@ impl Kind {
             }
             Kind::Ties { steps, step } => {
                 (-2 * steps..=2 * steps).prop_map(move |halves| f32::from(halves) * 0.5 * step).boxed()
+            }
+            Kind::OffGrid { top, tenths } => {
+                let steps = f32::from(top) + 0.1 * f32::from(tenths);
+                let multiple = (-top..=top).prop_map(move |q| f32::from(q) / steps);
+                prop_oneof![15 => multiple, 1 => signed(Just(1.0))].boxed()
             }
             Kind::Magnitude { exponent } => {
                 // In double precision, because 2^-149 times a fraction must not become zero on the way.
