@@ -155,7 +155,7 @@ fn missing_keys_are_named() {
 #[test]
 fn a_malformed_config_is_located() {
     let text = read("{\"hidden_size\": 5,}").unwrap_err().to_string();
-    assert!(text.contains("line 1 column 18"), "{text}");
+    assert!(text.contains("line 1 column 19"), "{text}");
     let text = read("[]").unwrap_err().to_string();
     assert!(text.contains("expected an object"), "{text}");
 }

@@ -209,6 +209,7 @@ impl Parser {
                 }
             }
             b'&' | b'*' | b'!' | b'%' | b'@' | b'`' => {
+                self.at -= 1;
                 Err("an anchor, alias or tag, which is not read here".into())
             }
             _ => {
