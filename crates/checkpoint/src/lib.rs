@@ -13,6 +13,8 @@ mod config;
 mod directory;
 mod error;
 mod fields;
+#[cfg(test)]
+mod fixture;
 mod front_matter;
 mod json;
 mod layout;

@@ -417,6 +417,12 @@ fn apply_size_rules(vocabulary: &mut Vocabulary, stated_size: u64) {
     }
 }
 
+/// Makers of tokenizer.model for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    pub(crate) use super::sentencepiece::tests::{proto_of, small_pieces};
+}
+
 #[cfg(test)]
 #[path = "vocabulary_tests.rs"]
 mod tests;

@@ -254,7 +254,7 @@ pub(super) fn byte_value(text: &str) -> Option<u8> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn field(number: u8, bytes: &[u8], out: &mut Vec<u8>) {
