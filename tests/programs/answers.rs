@@ -1,0 +1,88 @@
+//! Greedy answers of `bruce-run`, against those that llama.cpp gave (`tests/golden`).
+
+use crate::answer::{N_TOP, Step, Tolerance, agree, ask, ids};
+use crate::support::{bruce_run, golden_lines, quantized, succeed};
+
+/// Follows the golden answers of smol4x until the two part at a near tie.
+fn compare(file_type: &str, tolerance: Tolerance) {
+    let Some(model) = quantized("smol4x", file_type) else { return };
+    let mut n_compared = 0;
+    for golden in golden_lines(&format!("greedy-smol4x-{file_type}.jsonl")) {
+        let prompt = golden["prompt"].as_str().expect("a prompt");
+        let n = golden["tokens"].as_array().expect("a list").len();
+        let ours = ask(&model, prompt, n, N_TOP, &[]);
+        for (i, (ours, theirs)) in
+            ours.steps.iter().zip(golden["probs"].as_array().expect("a list")).enumerate()
+        {
+            let theirs = Step::from_json(theirs);
+            agree(ours, &theirs, tolerance)
+                .unwrap_or_else(|e| panic!("{file_type}: {prompt:?}: token {i}: {e}"));
+            n_compared += 1;
+            if ours.id != theirs.id {
+                break;
+            }
+        }
+    }
+    assert!(n_compared > 64, "only {n_compared} tokens were compared");
+}
+
+#[test]
+fn bf16_answers_as_llama_cpp_does() {
+    compare("BF16", Tolerance { lead: 1e-3, probability: 0.02 });
+}
+
+#[test]
+fn q4_k_m_answers_as_llama_cpp_does() {
+    compare("Q4_K_M", Tolerance { lead: 1e-3, probability: 0.02 });
+}
+
+#[test]
+fn the_capital_of_france_is_paris() {
+    let Some(model) = quantized("smol4x", "Q4_K_M") else { return };
+    let answer = succeed(bruce_run().arg(&model).args([
+        "-p",
+        "What is the capital of France?",
+        "-n",
+        "32",
+        "--temp",
+        "0",
+    ]));
+    assert!(answer.contains("Paris"), "{answer}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_and_another_seed_another() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let say = |seed: &str| {
+        succeed(bruce_run().arg(&model).args([
+            "-p",
+            "In the beginning",
+            "-n",
+            "32",
+            "--temp",
+            "1.5",
+            "-s",
+            seed,
+        ]))
+    };
+    assert_eq!(say("7"), say("7"));
+    assert_ne!(say("7"), say("8"));
+}
+
+#[test]
+fn token_ids_are_those_of_the_original_tokenizers() {
+    // The Mistral ids were made with control tokens as plain text, the others with control tokens recognised.
+    for (model, golden, flag) in [
+        ("tiny4", "tokens-mistral-v1.jsonl", "--no-parse-special"),
+        ("smol4x", "tokens-smollm2.jsonl", "--parse-special"),
+    ] {
+        let Some(file) = quantized(model, "Q8_0") else { continue };
+        for line in golden_lines(golden) {
+            let text = line["text"].as_str().expect("a text");
+            let mut command = bruce_run();
+            command.arg("tokenize").arg(&file).args(["--ids", "--no-bos", flag, "-p", text]);
+            let found: serde_json::Value = serde_json::from_str(&succeed(&mut command)).expect("a list");
+            assert_eq!(ids(&found), ids(&line["ids"]), "{model}: {text:?}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The real programs, run as a user runs them, and held against facts from elsewhere.
+//!
+//! What a test needs beyond the repository (models made by `make models`, the llama.cpp of `make oracle`, a tool of the
+//! system) it asks `support` for; where it is not there the test says `skipped: ...` and passes. `make test` lists what was
+//! skipped, and with `BRUCE_TEST_MODELS` and `BRUCE_ORACLE` set nothing that needs these may be skipped.
+
+mod answer;
+mod answers;
+mod faults_model;
+mod faults_output;
+mod faults_system;
+mod golden;
+mod hf_logits;
+mod llama_cpp_oracle;
+mod readme;
+mod support;
+mod tidy;
