@@ -1,2 +1,73 @@
-//! bruce-run
-fn main() {}
+//! bruce-run: a GGUF file goes in, words come out; and what else one wants to know about such a file.
+
+mod bench;
+mod cli;
+mod devices;
+mod generate;
+mod inspect;
+mod interrupt;
+mod perplexity;
+mod tokenize;
+
+use anyhow::Context;
+use bruce::exit;
+use cli::{Cli, Command};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// How a command that did not fail ended.
+enum Ended {
+    Done,
+    Interrupted,
+}
+
+fn main() -> ExitCode {
+    if let Err(error) = ggml::check_cpu() {
+        return exit::finish(Err(error.into()));
+    }
+    gguf::mmap::install_fault_handler();
+    let command = match Cli::from_command_line() {
+        Ok(command) => command,
+        Err(ended) => return ended,
+    };
+    match run(&command) {
+        Ok(Ended::Interrupted) => ExitCode::from(exit::INTERRUPTED),
+        Ok(Ended::Done) => exit::finish(Ok(())),
+        Err(error) => exit::finish(Err(error)),
+    }
+}
+
+fn run(command: &Command) -> Result<Ended, anyhow::Error> {
+    interrupt::watch()?;
+    ggml::set_log(|level, text| {
+        // Of ggml's own lines only errors matter; what they lead to is reported again with its context.
+        if level >= 4 {
+            eprint!("{}", bruce::terminal::neutral_text(text));
+        }
+    });
+    match command {
+        Command::Generate(args) => return generate::run(args),
+        Command::Inspect(args) => inspect::run(args)?,
+        Command::Tokenize(args) => tokenize::run(args)?,
+        Command::Bench(args) => bench::run(args)?,
+        Command::Perplexity(args) => perplexity::run(args)?,
+        Command::Devices(args) => devices::run(args)?,
+    }
+    Ok(Ended::Done)
+}
+
+/// Writes results to stdout.
+fn print(text: &str) -> Result<(), anyhow::Error> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(exit::stdout_error)
+}
+
+/// The text of a file; it must be UTF-8.
+fn text_file(path: &Path) -> Result<String, anyhow::Error> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        anyhow::anyhow!("{}: byte {at}: found bytes that are no UTF-8, expected text", path.display())
+    })
+}

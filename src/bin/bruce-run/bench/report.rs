@@ -1,0 +1,362 @@
+//! Results in llama-bench's formats, with its columns and fields.
+
+use super::calendar::utc;
+use super::measure::Outcome;
+use super::stats::{deviation, mean};
+use super::{Switch, Test};
+use clap::ValueEnum;
+use runtime::residency::GpuLayers;
+use serde_json::{Map, Value, json};
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A Markdown table
+    Md,
+    /// A list of objects
+    Json,
+    /// An object a line
+    Jsonl,
+    /// Comma-separated values
+    Csv,
+    /// Statements that make and fill a table
+    Sql,
+}
+
+/// Writes rows in one format. Every method gives text for stdout.
+pub struct Report {
+    format: Format,
+    columns: Vec<Column>,
+    n_rows: usize,
+}
+
+/// A column of the Markdown table: heading, least width (negative: to the left), and what it shows.
+struct Column(&'static str, i32, fn(&Test, &Outcome) -> String);
+
+impl Report {
+    /// A report on these tests: columns that never differ from the default are left out of a table.
+    pub fn new(format: Format, tests: &[Test]) -> Self {
+        Report { format, columns: columns(tests), n_rows: 0 }
+    }
+
+    /// What comes before the first row.
+    pub fn header(&self) -> String {
+        match self.format {
+            Format::Md => {
+                let heads: String = self.columns.iter().map(|c| cell(c.0, c.1)).collect();
+                let rule = |c: &Column| {
+                    let line = "-".repeat(c.1.unsigned_abs() as usize - 1);
+                    if c.1 > 0 { format!(" {line}: |") } else { format!(" {line}- |") }
+                };
+                let rules: String = self.columns.iter().map(rule).collect();
+                format!("|{heads}\n|{rules}\n")
+            }
+            Format::Json => "[\n".to_owned(),
+            Format::Csv => format!("{}\n", field_names().join(",")),
+            Format::Sql => {
+                let fields: Vec<String> =
+                    FIELDS.iter().map(|(name, kind)| format!("  {name} {}", kind.sql())).collect();
+                format!("CREATE TABLE IF NOT EXISTS llama_bench (\n{}\n);\n\n", fields.join(",\n"))
+            }
+            Format::Jsonl => String::new(),
+        }
+    }
+
+    /// One result.
+    pub fn row(&mut self, test: &Test, outcome: &Outcome) -> String {
+        self.n_rows += 1;
+        match self.format {
+            Format::Md => {
+                let cells: String = self.columns.iter().map(|c| cell(&(c.2)(test, outcome), c.1)).collect();
+                format!("|{cells}\n")
+            }
+            Format::Json => {
+                let object = serde_json::to_string_pretty(&object(test, outcome)).unwrap_or_default();
+                let comma = if self.n_rows > 1 { ",\n" } else { "" };
+                format!("{comma}{object}")
+            }
+            Format::Jsonl => format!("{}\n", object(test, outcome)),
+            Format::Csv => {
+                let quoted = |text: String| format!("\"{}\"", text.replace('"', "\"\""));
+                let values: Vec<String> = texts(test, outcome).into_iter().map(quoted).collect();
+                format!("{}\n", values.join(","))
+            }
+            Format::Sql => {
+                let quoted = |text: String| format!("'{}'", text.replace('\'', "''"));
+                let values: Vec<String> = texts(test, outcome).into_iter().map(quoted).collect();
+                let names = field_names().join(", ");
+                format!("INSERT INTO llama_bench ({names}) VALUES ({});\n", values.join(", "))
+            }
+        }
+    }
+
+    /// What comes behind the last row.
+    pub fn footer(&self) -> String {
+        match self.format {
+            Format::Md => format!("\nbuild: {}\n", bruce::VERSION),
+            Format::Json => "\n]\n".to_owned(),
+            _ => String::new(),
+        }
+    }
+}
+
+fn cell(text: &str, width: i32) -> String {
+    let w = width.unsigned_abs() as usize;
+    if width < 0 { format!(" {text:<w$} |") } else { format!(" {text:>w$} |") }
+}
+
+/// The columns that say something: those of every table, and those whose values differ or are not the default.
+fn columns(tests: &[Test]) -> Vec<Column> {
+    let mut columns = vec![
+        Column("model", -30, |_, o| o.model.description()),
+        Column("size", 10, |_, o| binary_size(o.model.size_bytes())),
+        Column("params", 10, |_, o| count(o.model.n_params())),
+        Column("backend", -10, |_, _| backends()),
+    ];
+    let any = |differs: fn(&Test) -> bool| tests.iter().any(differs);
+    let on_gpu = backends() != "CPU";
+    let mut optional = |wanted: bool, column: Column| {
+        if wanted {
+            columns.push(column);
+        }
+    };
+    optional(on_gpu, Column("ngl", 3, |t, _| layers(t.load.n_gpu_layers).to_string()));
+    optional(any(|t| t.load.n_cpu_moe != 0), Column("n_cpu_moe", 10, |t, _| t.load.n_cpu_moe.to_string()));
+    optional(true, Column("threads", 7, |t, _| t.n_threads.to_string()));
+    optional(any(|t| t.n_batch != 2048), Column("n_batch", 7, |t, _| t.n_batch.to_string()));
+    optional(any(|t| t.n_ubatch != 512), Column("n_ubatch", 8, |t, _| t.n_ubatch.to_string()));
+    let is_f16 = |ty: quants::TensorType| ty == quants::TensorType::F16;
+    optional(!tests.iter().all(|t| is_f16(t.type_k)), Column("type_k", 6, |t, _| lower(t.type_k)));
+    optional(!tests.iter().all(|t| is_f16(t.type_v)), Column("type_v", 6, |t, _| lower(t.type_v)));
+    optional(
+        any(|t| t.flash_attention != Switch::Auto),
+        Column("fa", 3, |t, _| switch_number(t.flash_attention).to_string()),
+    );
+    optional(any(|t| !t.load.use_mmap), Column("lm", 10, |t, _| load_mode(t).to_owned()));
+    optional(
+        any(|t| t.load.repack != Switch::Auto),
+        Column("rpk", 3, |t, _| switch_number(t.load.repack).to_string()),
+    );
+    columns.push(Column("test", 15, |t, _| t.name()));
+    columns.push(Column("t/s", 20, |_, o| {
+        let rates = o.samples.rates();
+        format!("{:.2} ± {:.2}", mean(&rates), deviation(&rates))
+    }));
+    columns
+}
+
+/// What a field holds, as far as the formats care.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Int,
+    Float,
+    Bool,
+}
+
+impl Kind {
+    fn sql(self) -> &'static str {
+        match self {
+            Kind::Text => "TEXT",
+            Kind::Int | Kind::Bool => "INTEGER",
+            Kind::Float => "REAL",
+        }
+    }
+}
+
+/// llama-bench's fields, in its order, so that its scripts read our results.
+const FIELDS: &[(&str, Kind)] = &[
+    ("build_commit", Kind::Text),
+    ("build_number", Kind::Int),
+    ("cpu_info", Kind::Text),
+    ("gpu_info", Kind::Text),
+    ("backends", Kind::Text),
+    ("model_filename", Kind::Text),
+    ("model_type", Kind::Text),
+    ("model_size", Kind::Int),
+    ("model_n_params", Kind::Int),
+    ("n_batch", Kind::Int),
+    ("n_ubatch", Kind::Int),
+    ("n_threads", Kind::Int),
+    ("cpu_mask", Kind::Text),
+    ("cpu_strict", Kind::Bool),
+    ("poll", Kind::Int),
+    ("type_k", Kind::Text),
+    ("type_v", Kind::Text),
+    ("n_gpu_layers", Kind::Int),
+    ("n_cpu_moe", Kind::Int),
+    ("split_mode", Kind::Text),
+    ("main_gpu", Kind::Int),
+    ("no_kv_offload", Kind::Bool),
+    ("flash_attn", Kind::Int),
+    ("load_mode", Kind::Text),
+    ("embeddings", Kind::Bool),
+    ("no_op_offload", Kind::Int),
+    ("no_host", Kind::Bool),
+    ("repack", Kind::Int),
+    ("n_prompt", Kind::Int),
+    ("n_gen", Kind::Int),
+    ("n_depth", Kind::Int),
+    ("test_time", Kind::Text),
+    ("avg_ns", Kind::Int),
+    ("stddev_ns", Kind::Int),
+    ("avg_ts", Kind::Float),
+    ("stddev_ts", Kind::Float),
+];
+
+fn field_names() -> Vec<&'static str> {
+    FIELDS.iter().map(|(name, _)| *name).collect()
+}
+
+fn value(field: &str, test: &Test, outcome: &Outcome) -> Value {
+    let times: Vec<f64> = outcome.samples.nanoseconds().into_iter().map(|ns| ns as f64).collect();
+    let rates = outcome.samples.rates();
+    match field {
+        "build_commit" => json!(bruce::VERSION),
+        "cpu_info" => json!(devices(|kind| kind == ggml::DeviceKind::Cpu)),
+        "gpu_info" => json!(devices(|kind| kind != ggml::DeviceKind::Cpu)),
+        "backends" => json!(backends()),
+        "model_filename" => json!(test.model.display().to_string()),
+        "model_type" => json!(outcome.model.description()),
+        "model_size" => json!(outcome.model.size_bytes()),
+        "model_n_params" => json!(outcome.model.n_params()),
+        "n_batch" => json!(test.n_batch),
+        "n_ubatch" => json!(test.n_ubatch),
+        "n_threads" => json!(test.n_threads),
+        "type_k" => json!(lower(test.type_k)),
+        "type_v" => json!(lower(test.type_v)),
+        "n_gpu_layers" => json!(layers(test.load.n_gpu_layers)),
+        "n_cpu_moe" => json!(test.load.n_cpu_moe),
+        "flash_attn" => json!(switch_number(test.flash_attention)),
+        "repack" => json!(switch_number(test.load.repack)),
+        "load_mode" => json!(load_mode(test)),
+        "n_prompt" => json!(test.n_prompt),
+        "n_gen" => json!(test.n_gen),
+        "n_depth" => json!(test.n_depth),
+        "test_time" => json!(now()),
+        "avg_ns" => json!(mean(&times) as u64),
+        "stddev_ns" => json!(deviation(&times) as u64),
+        "avg_ts" => json!(mean(&rates)),
+        "stddev_ts" => json!(deviation(&rates)),
+        // What llama-bench can vary and this program can't, at llama-bench's default.
+        "cpu_mask" => json!("0x0"),
+        "poll" => json!(50),
+        "split_mode" => json!("layer"),
+        "build_number" | "main_gpu" | "no_op_offload" => json!(0),
+        _ => json!(false),
+    }
+}
+
+fn object(test: &Test, outcome: &Outcome) -> Value {
+    let mut object: Map<String, Value> =
+        FIELDS.iter().map(|(name, _)| ((*name).to_owned(), value(name, test, outcome))).collect();
+    object.insert("samples_ns".to_owned(), json!(outcome.samples.nanoseconds()));
+    object.insert("samples_ts".to_owned(), json!(outcome.samples.rates()));
+    Value::Object(object)
+}
+
+/// Every field as text without quotes; booleans as 0 and 1.
+fn texts(test: &Test, outcome: &Outcome) -> Vec<String> {
+    let text = |value: Value| match value {
+        Value::String(text) => text,
+        Value::Bool(on) => u8::from(on).to_string(),
+        other => other.to_string(),
+    };
+    FIELDS.iter().map(|(name, _)| text(value(name, test, outcome))).collect()
+}
+
+fn now() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    utc(now.as_secs())
+}
+
+fn devices(wanted: fn(ggml::DeviceKind) -> bool) -> String {
+    let all = ggml::devices().into_iter().filter(|device| wanted(device.kind()));
+    all.map(|device| device.description()).collect::<Vec<_>>().join(", ")
+}
+
+/// Backends other than the CPU's, or `CPU` where there is none.
+fn backends() -> String {
+    let mut names: Vec<String> = ggml::devices()
+        .into_iter()
+        .filter(|device| device.kind() != ggml::DeviceKind::Cpu)
+        .map(|device| device.name().trim_end_matches(|c: char| c.is_ascii_digit()).to_owned())
+        .collect();
+    names.dedup();
+    if names.is_empty() { "CPU".to_owned() } else { names.join(",") }
+}
+
+fn lower(ty: quants::TensorType) -> String {
+    ty.name().to_ascii_lowercase()
+}
+
+/// As llama.cpp numbers them: -1 automatic, -2 all.
+fn layers(n: GpuLayers) -> i64 {
+    match n {
+        GpuLayers::Auto => -1,
+        GpuLayers::All => -2,
+        GpuLayers::Count(n) => i64::from(n),
+    }
+}
+
+fn switch_number(switch: Switch) -> i32 {
+    match switch {
+        Switch::Auto => -1,
+        Switch::Off => 0,
+        Switch::On => 1,
+    }
+}
+
+fn load_mode(test: &Test) -> &'static str {
+    if test.load.use_mmap { "mmap" } else { "none" }
+}
+
+/// Binary units, as llama-bench shows a model's size.
+fn binary_size(bytes: u64) -> String {
+    let mib = bytes as f64 / 1024.0 / 1024.0;
+    if mib < 1024.0 { format!("{mib:.2} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+}
+
+fn count(n: u64) -> String {
+    if n < 1_000_000_000 { format!("{:.2} M", n as f64 / 1e6) } else { format!("{:.2} B", n as f64 / 1e9) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_llama_benchs() {
+        assert_eq!(binary_size(354_600_000), "338.17 MiB");
+        assert_eq!(binary_size(14_600_000_000), "13.60 GiB");
+        assert_eq!(count(551_000_000), "551.00 M");
+        assert_eq!(count(24_150_000_000), "24.15 B");
+    }
+
+    #[test]
+    fn cells_are_aligned() {
+        assert_eq!(cell("ab", 5), "    ab |");
+        assert_eq!(cell("ab", -5), " ab    |");
+        assert_eq!(cell("long", 2), " long |");
+    }
+
+    #[test]
+    fn a_table_has_a_rule_that_shows_the_sides() {
+        let header = Report::new(Format::Md, &[]).header();
+        let lines: Vec<&str> = header.lines().collect();
+        assert!(
+            lines[0].starts_with("| model                          |       size |     params | backend    |")
+        );
+        assert!(
+            lines[1].starts_with("| ------------------------------ | ---------: | ---------: | ---------- |")
+        );
+        assert!(lines[1].ends_with("| -------------------: |"), "{}", lines[1]);
+    }
+
+    #[test]
+    fn a_table_in_sql_names_every_field_once() {
+        let header = Report::new(Format::Sql, &[]).header();
+        assert_eq!(header.matches("\n  ").count(), FIELDS.len());
+        assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL\n);"));
+    }
+}

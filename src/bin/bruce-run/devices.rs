@@ -1,0 +1,60 @@
+//! `bruce-run devices`: what models can run on.
+
+use crate::print;
+use ggml::DeviceKind;
+use serde_json::json;
+use std::fmt::Write;
+
+/// Flags of `bruce-run devices`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bruce-run devices\n  bruce-run model.gguf -dev CUDA0 -p \"Hello\"")]
+pub struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints one line for each device: name, kind, description, memory.
+///
+/// # Errors
+/// Where no device is found, or stdout can't be written.
+pub fn run(args: &Args) -> Result<(), anyhow::Error> {
+    ggml::load_backends()?;
+    let devices = ggml::devices();
+    if args.json {
+        let list: Vec<_> = devices
+            .iter()
+            .map(|device| {
+                let (free, total) = device.memory();
+                json!({
+                    "name": device.name(),
+                    "kind": kind(device.kind()),
+                    "description": device.description(),
+                    "memory_free_bytes": free,
+                    "memory_total_bytes": total,
+                })
+            })
+            .collect();
+        return print(&format!("{}\n", serde_json::Value::from(list)));
+    }
+    let mut text = String::new();
+    for device in devices {
+        let (free, total) = device.memory();
+        let _ = write!(text, "{:<10} {:<12} {}", device.name(), kind(device.kind()), device.description());
+        if total > 0 {
+            let (free, total) = (bruce::size::bytes(free as u64), bruce::size::bytes(total as u64));
+            let _ = write!(text, ", {free} of {total} free");
+        }
+        text.push('\n');
+    }
+    print(&text)
+}
+
+fn kind(kind: DeviceKind) -> &'static str {
+    match kind {
+        DeviceKind::Cpu => "CPU",
+        DeviceKind::Gpu => "GPU",
+        DeviceKind::IntegratedGpu => "iGPU",
+        _ => "accelerator",
+    }
+}

@@ -1,0 +1,203 @@
+//! `bruce-run MODEL`: an answer, a conversation, or the continuation of a text.
+
+mod answer;
+mod args;
+mod logprobs;
+mod mode;
+mod screen;
+mod stop;
+mod timings;
+
+pub use args::Args;
+
+use crate::interrupt::Stoppable;
+use crate::{Ended, print};
+use answer::{Answer, Engine, Limits, Stop};
+use anyhow::Context;
+use args::{Config, Output};
+use bruce::exit::{UsageError, with_hint};
+use mode::{Circumstances, Impossible, Mode};
+use runtime::sampler::Sampler;
+use runtime::tokenizer::{AddBos, Special, TokenId};
+use runtime::{Model, Session};
+use screen::Screen;
+use serde_json::json;
+use std::io::{IsTerminal, Read};
+use std::sync::Arc;
+use std::time::Instant;
+use timings::Timings;
+
+/// Does what the flags ask for.
+///
+/// # Errors
+/// Where the model can't be loaded or run, or the flags make no sense.
+pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
+    let path = args.model.path()?;
+    let config = args.prompt.resolve()?;
+    let start = Instant::now();
+    let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
+    for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
+        eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
+    }
+    let mode = decide(&config, false)?;
+    let mut session = Session::new(&model, &args.context.options())?;
+    let sampler = sampler(args, &model, session.n_ctx())?;
+    if !args.context.no_warmup {
+        session.warm_up()?;
+    }
+    if config.verbose {
+        describe(&model, &session, &sampler);
+    }
+    let timings = Timings { load: start.elapsed(), ..Timings::default() };
+    let mut engine = Engine::new(session, sampler, limits(&config), timings);
+    let ended = match mode {
+        Mode::Continue => continue_text(&config, &mut engine)?,
+        Mode::Answer | Mode::Converse => Ended::Done,
+    };
+    if config.timings {
+        eprint!("\n{}", engine.timings().lines());
+    }
+    Ok(ended)
+}
+
+fn decide(config: &Config, has_template: bool) -> Result<Mode, anyhow::Error> {
+    let circumstances = Circumstances {
+        conversation: config.conversation,
+        single_turn: config.single_turn,
+        has_prompt: config.prompt.is_some(),
+        has_template,
+        stdin_is_terminal: std::io::stdin().is_terminal(),
+    };
+    mode::choose(circumstances).map_err(|reason| match reason {
+        Impossible::NoTemplate => with_hint(
+            UsageError("a conversation needs a chat template, and the model has none".to_owned()),
+            "give one with --chat-template-file, or continue a text with -no-cnv",
+        ),
+        Impossible::NoPrompt => with_hint(
+            UsageError("there is nothing to continue".to_owned()),
+            "give a text with -p TEXT or -f FILE, or through a pipe",
+        ),
+    })
+}
+
+fn sampler(args: &Args, model: &Arc<Model>, n_ctx: usize) -> Result<Sampler, anyhow::Error> {
+    let mut params = args.sampling.params(n_ctx as u32)?;
+    if args.sampling.ignore_eos {
+        let ends = model.tokenizer().end_of_generation();
+        params.logit_bias.extend(ends.iter().map(|id| (*id, f32::NEG_INFINITY)));
+    }
+    let sampler = Sampler::new(params, model.hparams().n_vocab as usize);
+    sampler.map_err(|e| UsageError(e.to_string()).into())
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        n_predict: config.n_predict,
+        stop_words: config.stop_words.clone(),
+        context_shift: config.context_shift,
+        n_keep: config.n_keep,
+        n_logprobs: (config.output == Output::Json).then_some(config.n_logprobs).filter(|n| *n > 0),
+        show_control: config.show_control,
+    }
+}
+
+/// Where the weights are and what else takes memory, on stderr.
+fn describe(model: &Model, session: &Session, sampler: &Sampler) {
+    use bruce::size::bytes;
+    eprintln!("{}", bruce::terminal::neutral_line(&model.description()));
+    for (buffer, size) in model.sizes() {
+        eprintln!("weights in {buffer}: {}", bytes(size));
+    }
+    for (buffer, size) in session.compute_bytes() {
+        eprintln!("compute buffers in {buffer}: {}", bytes(size as u64));
+    }
+    eprintln!(
+        "context of {} tokens, {} threads, seed {}",
+        session.n_ctx(),
+        session.n_threads(),
+        sampler.seed()
+    );
+}
+
+fn continue_text(config: &Config, engine: &mut Engine) -> Result<Ended, anyhow::Error> {
+    let prompt = match &config.prompt {
+        Some(prompt) => prompt.clone(),
+        None => stdin_text()?,
+    };
+    let tokenizer = engine.session().model().tokenizer();
+    let special = if config.parse_special { Special::Parse } else { Special::Literal };
+    let mut ids = tokenizer.encode(&prompt, special, AddBos::Auto);
+    if ids.is_empty() {
+        ids.extend(tokenizer.bos());
+    }
+    let shown = if config.show_prompt { prompt.as_str() } else { "" };
+    answer_once(config, engine, &ids, shown)
+}
+
+/// One answer to stdout, in the form asked for.
+fn answer_once(
+    config: &Config,
+    engine: &mut Engine,
+    ids: &[TokenId],
+    before: &str,
+) -> Result<Ended, anyhow::Error> {
+    let stoppable = Stoppable::new(&engine.session().stop_flag());
+    let answer = match config.output {
+        Output::Json => engine.answer(ids, &mut |_| Ok(()))?,
+        Output::Text => {
+            let mut screen = Screen::new();
+            screen.show(before)?;
+            let answer = engine.answer(ids, &mut |text| screen.show(text))?;
+            screen.end_line()?;
+            answer
+        }
+    };
+    drop(stoppable);
+    if config.output == Output::Json {
+        print(&report(ids, &answer, engine))?;
+    }
+    say_why(answer.stop, engine);
+    Ok(if answer.stop == Stop::Interrupted { Ended::Interrupted } else { Ended::Done })
+}
+
+/// The answer as one JSON object.
+fn report(prompt: &[TokenId], answer: &Answer, engine: &Engine) -> String {
+    let tokenizer = engine.session().model().tokenizer();
+    let tokens: Vec<_> = answer
+        .tokens
+        .iter()
+        .map(|chosen| {
+            let text = String::from_utf8_lossy(tokenizer.token_bytes(chosen.id)).into_owned();
+            match &chosen.logprobs {
+                None => json!({"id": chosen.id, "text": text}),
+                Some(l) => json!({"id": chosen.id, "text": text, "logprob": l.chosen, "top": l.top_json()}),
+            }
+        })
+        .collect();
+    let object = json!({
+        "prompt_tokens": prompt,
+        "text": answer.text,
+        "tokens": tokens,
+        "stop": answer.stop.name(),
+        "timings": engine.timings().json(),
+    });
+    format!("{object}\n")
+}
+
+/// What the reader of an answer that ends early should know.
+fn say_why(stop: Stop, engine: &Engine) {
+    if stop == Stop::Context {
+        let n_ctx = engine.session().n_ctx();
+        eprintln!("the context of {n_ctx} tokens is full: the answer ends here (see -c and --context-shift)");
+    }
+}
+
+/// Everything that stdin has, without the line end it ends with.
+fn stdin_text() -> Result<String, anyhow::Error> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("stdin: cannot read")?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
