@@ -1,1 +1,24 @@
-//! From a checkpoint to a quantized GGUF: the plan, then its execution.
+//! From a checkpoint to quantized GGUF files: the plan, then its execution.
+//!
+//! [`Plan::new`] decides everything from headers alone: every output tensor with its name, shape, type and the
+//! slices of the input it is made of, the metadata, the place of every byte. A dry run prints the plan; tests
+//! compare it; [`execute`] follows it. Execution reads each weight once, in pieces of whole rows, and writes each
+//! piece to every output where it belongs, so the input is read once however many outputs there are, memory
+//! does not grow with the tensors, and the bytes do not depend on the number of threads.
+//!
+//! Two things happen to a weight on its way: rows of query and key projections change places (checkpoints keep
+//! the rotary halves apart, GGUF interleaves them), and values are rounded to the type the [`Recipe`] chose.
+
+mod chunk;
+mod error;
+mod execute;
+mod metadata;
+mod plan;
+mod recipe;
+
+pub use error::Error;
+pub use execute::{NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute};
+pub use plan::{
+    Destination, ExpertLayout, Options, OutputPlan, Plan, PlannedTensor, RowOrder, Source, Step, Via,
+};
+pub use recipe::{Recipe, file_types};

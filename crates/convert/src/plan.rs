@@ -1,0 +1,439 @@
+//! What will be written where, decided from headers alone.
+//!
+//! A plan holds the outputs (metadata, tensors in file order, layout) and the steps that fill them. A step is one
+//! source weight with all the places its rows go to. Steps come in the order in which the shards hold the weights,
+//! so that reading runs through each shard once from front to back.
+//!
+//! Order of tensors in a file: files of unquantized types follow llama.cpp's converter (tensors in the order of
+//! shards and, within one, of source names; experts where their last part appears, gate, down, up), quantized files
+//! follow llama-quantize (by layer, then by name).
+
+use std::collections::HashMap;
+
+use checkpoint::{Checkpoint, Weight};
+use gguf::{Layout, Metadata, TensorSpec};
+use model_spec::{FileType, TensorId, TensorKind, TensorRole};
+use quants::TensorType;
+
+use crate::recipe::{self, Recipe};
+use crate::{Error, metadata};
+
+/// How the experts of a layer are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// One tensor per projection holds all experts; what llama.cpp loads.
+    #[default]
+    Stacked,
+    /// One tensor per projection and expert, as in Mixtral files of early 2024.
+    Split,
+}
+
+/// A type that weights pass through before they are quantized.
+///
+/// llama.cpp's way has two steps, a converter that writes 16-bit floats and a quantizer that reads them. For
+/// checkpoints of the same 16-bit type nothing is lost on that way; others come out as there only if they take it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Via {
+    /// None: quantize what the checkpoint holds.
+    #[default]
+    Source,
+    /// As after `--outtype bf16`.
+    Bf16,
+    /// As after `--outtype f16`.
+    F16,
+}
+
+/// What the caller decides.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The outputs, one per file type.
+    pub file_types: Vec<FileType>,
+    /// How experts are stored.
+    pub expert_layout: ExpertLayout,
+    /// What weights pass through.
+    pub via: Via,
+    /// `general.name` instead of the checkpoint's.
+    pub name: Option<String>,
+    /// `general.quantized_by`.
+    pub quantized_by: Option<String>,
+}
+
+/// Which row of the source becomes which row of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// The same.
+    AsIs,
+    /// Within each head, row i of the first half and row i of the second half become neighbours.
+    ///
+    /// Checkpoints in Hugging Face layout keep the two components of a rotated pair half a head apart; GGUF
+    /// files of this architecture keep them together.
+    RotaryInterleave {
+        /// Rows of one head.
+        head_dim: u64,
+    },
+}
+
+impl RowOrder {
+    /// The source row that becomes output row `row`.
+    pub fn source_row(self, row: u64) -> u64 {
+        match self {
+            RowOrder::AsIs => row,
+            RowOrder::RotaryInterleave { head_dim } => {
+                let (head, i) = (row / head_dim, row % head_dim);
+                head * head_dim + (i % 2) * (head_dim / 2) + i / 2
+            }
+        }
+    }
+
+    /// Rows that change places only among themselves.
+    pub fn group(self) -> u64 {
+        match self {
+            RowOrder::AsIs => 1,
+            RowOrder::RotaryInterleave { head_dim } => head_dim,
+        }
+    }
+}
+
+/// One tensor of one output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedTensor {
+    /// Which tensor it is.
+    pub id: TensorId,
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape, `ne[0]` contiguous.
+    pub ne: Vec<u64>,
+    /// Its type.
+    pub ty: TensorType,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The source tensors it is made of, in order, each once.
+    pub sources: Vec<String>,
+}
+
+/// One file to be written.
+#[derive(Debug)]
+pub struct OutputPlan {
+    /// The recipe its types follow.
+    pub file_type: FileType,
+    /// Its metadata.
+    pub metadata: Metadata,
+    /// Its tensors, in file order.
+    pub tensors: Vec<PlannedTensor>,
+    /// Where everything lies in it.
+    pub layout: Layout,
+}
+
+impl OutputPlan {
+    /// Number of weights in the file.
+    pub fn n_weights(&self) -> u64 {
+        self.tensors.iter().map(|t| t.ne.iter().product::<u64>()).sum()
+    }
+
+    /// Bits per weight, over the tensors alone.
+    pub fn bits_per_weight(&self) -> f64 {
+        let bytes: u64 = self.tensors.iter().map(|t| t.size_bytes).sum();
+        bytes as f64 * 8.0 / self.n_weights() as f64
+    }
+
+    /// Each type in use with the number of its tensors and bytes, the largest first.
+    pub fn types(&self) -> Vec<(TensorType, usize, u64)> {
+        let mut types: Vec<(TensorType, usize, u64)> = Vec::new();
+        for t in &self.tensors {
+            match types.iter_mut().find(|row| row.0 == t.ty) {
+                Some(row) => {
+                    row.1 += 1;
+                    row.2 += t.size_bytes;
+                }
+                None => types.push((t.ty, 1, t.size_bytes)),
+            }
+        }
+        types.sort_by_key(|row| (std::cmp::Reverse(row.2), row.0.id()));
+        types
+    }
+}
+
+/// Where the rows of a step come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// A weight of the checkpoint.
+    Weight(Weight),
+    /// Values computed from the configuration.
+    Computed(Vec<f32>),
+}
+
+/// Where the rows of a step go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    /// Index of the output.
+    pub output: usize,
+    /// Index of the tensor in it.
+    pub tensor: usize,
+    /// Byte of the tensor at which the step's first row begins.
+    pub offset: u64,
+    /// The type to write.
+    pub ty: TensorType,
+}
+
+/// One source and all the places its rows go to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// Which tensor or part of a stacked tensor this is.
+    pub id: TensorId,
+    /// Where the rows come from.
+    pub source: Source,
+    /// Number of rows.
+    pub rows: u64,
+    /// Elements of a row.
+    pub cols: u64,
+    /// In which order rows are written.
+    pub row_order: RowOrder,
+    /// What values pass through before they are quantized.
+    pub via: Option<TensorType>,
+    /// Whether a NaN or infinity is an error even where others are let through: one in a norm or router
+    /// spoils every token.
+    pub must_be_finite: bool,
+    /// Where the rows go; one per output.
+    pub destinations: Vec<Destination>,
+}
+
+/// Everything a conversion will do.
+#[derive(Debug)]
+pub struct Plan {
+    /// The model's name, `general.name`.
+    pub name: String,
+    /// The files.
+    pub outputs: Vec<OutputPlan>,
+    /// What fills them, in the order of reading.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// The plan for a checkpoint; reads no weights.
+    ///
+    /// # Errors
+    /// A recipe asks for a type that cannot be made, a weight is missing or has another shape than the model's
+    /// numbers say, or a file cannot be laid out.
+    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
+        if options.file_types.is_empty() {
+            return Err(Error::Outputs { found: 0, expected: "at least one file type".to_owned() });
+        }
+        let steps = steps(checkpoint, options.via)?;
+        let mut plan = Plan { name: metadata::name(checkpoint, options), outputs: Vec::new(), steps };
+        for &file_type in &options.file_types {
+            plan.add_output(checkpoint, file_type, options)?;
+        }
+        Ok(plan)
+    }
+
+    /// Bytes to be read.
+    pub fn input_bytes(&self) -> u64 {
+        self.steps.iter().map(|s| s.input_bytes()).sum()
+    }
+
+    /// Bytes to be written, over all outputs.
+    pub fn output_bytes(&self) -> u64 {
+        self.outputs.iter().map(|o| o.layout.total_size()).sum()
+    }
+
+    fn add_output(
+        &mut self,
+        checkpoint: &Checkpoint,
+        file_type: FileType,
+        options: &Options,
+    ) -> Result<(), Error> {
+        let hparams = checkpoint.hparams();
+        let tied = checkpoint.weight(&TensorId::global(TensorRole::Output)).is_none();
+        let recipe = Recipe::new(file_type, hparams, tied);
+
+        let mut tensors: Vec<PlannedTensor> = Vec::new();
+        let mut place_of: HashMap<TensorId, usize> = HashMap::new();
+        for id in file_order(&self.steps, file_type, options.expert_layout) {
+            let name = id.name();
+            let ne = id.ne(hparams);
+            let ty = recipe.tensor_type(&id, &ne);
+            if !quants::can_quantize(ty) {
+                let (ty, file_type) = (ty.name(), file_type.name());
+                return Err(Error::CannotQuantize { tensor: name, ty, file_type });
+            }
+            place_of.insert(id, tensors.len());
+            tensors.push(PlannedTensor { id, name, ne, ty, size_bytes: 0, sources: Vec::new() });
+        }
+
+        let metadata = metadata::for_output(checkpoint, file_type, &self.name, options);
+        let specs: Vec<TensorSpec> =
+            tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
+        let layout = Layout::new(&metadata, &specs, ALIGNMENT)?;
+        for (i, tensor) in tensors.iter_mut().enumerate() {
+            let range = layout.tensor_range(i);
+            tensor.size_bytes = range.end - range.start;
+        }
+
+        let output = self.outputs.len();
+        for step in &mut self.steps {
+            let target = target(&step.id, options.expert_layout);
+            let tensor = place_of[&target];
+            let planned = &mut tensors[tensor];
+            // Experts lie one after the other, each of the same size.
+            let n_parts = if target == step.id { 1 } else { u64::from(hparams.n_expert) };
+            let part = if target == step.id { 0 } else { u64::from(step.id.expert.unwrap_or(0)) };
+            let offset = planned.size_bytes / n_parts * part;
+            if let Source::Weight(weight) = &step.source {
+                planned.add_source(&weight.source_name);
+            }
+            step.destinations.push(Destination { output, tensor, offset, ty: planned.ty });
+        }
+        self.outputs.push(OutputPlan { file_type, metadata, tensors, layout });
+        Ok(())
+    }
+}
+
+/// Alignment of tensor data; GGUF's default, and what llama.cpp writes.
+const ALIGNMENT: u32 = 32;
+
+impl PlannedTensor {
+    fn add_source(&mut self, name: &str) {
+        if !self.sources.iter().any(|s| s == name) {
+            self.sources.push(name.to_owned());
+        }
+    }
+}
+
+impl Step {
+    /// Bytes to be read for this step.
+    pub fn input_bytes(&self) -> u64 {
+        match &self.source {
+            Source::Weight(weight) => weight.size,
+            Source::Computed(_) => 0,
+        }
+    }
+}
+
+/// One step per weight of the checkpoint, in reading order, without destinations yet.
+fn steps(checkpoint: &Checkpoint, via: Via) -> Result<Vec<Step>, Error> {
+    let hparams = checkpoint.hparams();
+    let shards: Vec<_> = checkpoint.shards().collect();
+    let mut steps = Vec::new();
+    if let Some(freqs) = checkpoint.rope_freqs() {
+        steps.push(Step {
+            id: TensorId::global(TensorRole::RopeFreqs),
+            source: Source::Computed(freqs.to_vec()),
+            rows: 1,
+            cols: freqs.len() as u64,
+            row_order: RowOrder::AsIs,
+            via: None,
+            must_be_finite: true,
+            destinations: Vec::new(),
+        });
+    }
+    for (id, weight) in checkpoint.weights() {
+        let ne = id.ne(hparams);
+        let expected = vec![ne.iter().skip(1).product::<u64>(), ne[0]];
+        let found = vec![weight.rows, weight.cols];
+        if found != expected {
+            let (file, tensor) = (shards[weight.shard].to_owned(), weight.source_name.clone());
+            return Err(Error::Shape { file, tensor, found, expected });
+        }
+        let row_order = match id.role {
+            TensorRole::AttnQ | TensorRole::AttnK => {
+                RowOrder::RotaryInterleave { head_dim: u64::from(hparams.head_dim_k) }
+            }
+            _ => RowOrder::AsIs,
+        };
+        // The elements of a bias belong to the rows of its matrix and move with them.
+        let as_column = id.kind == TensorKind::Bias && row_order != RowOrder::AsIs;
+        let (rows, cols) = if as_column { (weight.cols, 1) } else { (weight.rows, weight.cols) };
+        let quantizable = recipe::is_quantizable(id, &ne);
+        let via = match via {
+            Via::Bf16 if quantizable => Some(TensorType::BF16),
+            Via::F16 if quantizable => Some(TensorType::F16),
+            _ => None,
+        };
+        steps.push(Step {
+            id: *id,
+            source: Source::Weight(weight.clone()),
+            rows,
+            cols,
+            row_order,
+            via,
+            must_be_finite: id.role.is_norm() || id.role == TensorRole::FfnGateInp,
+            destinations: Vec::new(),
+        });
+    }
+    // By place in the shard: a stable sort of what comes by name.
+    steps.sort_by_key(|s| match &s.source {
+        Source::Weight(weight) => (weight.shard, weight.offset),
+        Source::Computed(_) => (0, 0),
+    });
+    Ok(steps)
+}
+
+/// The output tensor that a source weight belongs to.
+fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
+    match (layout, id.expert, id.role.stacked()) {
+        (ExpertLayout::Stacked, Some(_), Some(role)) => TensorId { role, expert: None, ..*id },
+        _ => *id,
+    }
+}
+
+/// The output tensors in file order.
+fn file_order(steps: &[Step], file_type: FileType, layout: ExpertLayout) -> Vec<TensorId> {
+    // Position of a tensor in the converter's output: where the last of its sources stands.
+    let mut order: HashMap<TensorId, (usize, &str, u8)> = HashMap::new();
+    for step in steps {
+        let id = target(&step.id, layout);
+        let key = match &step.source {
+            Source::Computed(_) => (0, "", 0),
+            Source::Weight(w) => (w.shard + 1, w.source_name.as_str(), 0),
+        };
+        let entry = order.entry(id).or_insert(key);
+        *entry = (*entry).max(key);
+    }
+    // The converter emits the three stacked tensors of a layer together, when the layer's last expert has come.
+    let mut complete: HashMap<Option<u32>, (usize, &str, u8)> = HashMap::new();
+    for (id, key) in order.iter().filter(|(id, _)| id.role.unstacked().is_some()) {
+        let entry = complete.entry(id.layer).or_insert(*key);
+        *entry = (*entry).max(*key);
+    }
+    for (id, key) in &mut order {
+        let rank = match id.role {
+            TensorRole::FfnGateExps => 0,
+            TensorRole::FfnDownExps => 1,
+            TensorRole::FfnUpExps => 2,
+            _ => continue,
+        };
+        let (shard, name, _) = complete[&id.layer];
+        *key = (shard, name, rank);
+    }
+
+    let mut ids: Vec<TensorId> = order.keys().copied().collect();
+    if file_type.default_type().is_quantized() {
+        // Tensors outside the layers come first, as llama-quantize takes them for layer -1.
+        ids.sort_by_cached_key(|id| (id.layer, id.name()));
+    } else {
+        ids.sort_by_cached_key(|id| (order[id], id.name()));
+    }
+    ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotary_rows_interleave_within_each_head() {
+        let order = RowOrder::RotaryInterleave { head_dim: 6 };
+        let rows: Vec<u64> = (0..12).map(|r| order.source_row(r)).collect();
+        assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+        assert_eq!(RowOrder::AsIs.source_row(7), 7);
+    }
+
+    #[test]
+    fn experts_belong_to_the_stacked_tensor_of_their_layer() {
+        let id = TensorId::of_expert(TensorRole::FfnUp, 3, 2);
+        assert_eq!(target(&id, ExpertLayout::Stacked), TensorId::in_layer(TensorRole::FfnUpExps, 3));
+        assert_eq!(target(&id, ExpertLayout::Split), id);
+        let dense = TensorId::in_layer(TensorRole::FfnUp, 3);
+        assert_eq!(target(&dense, ExpertLayout::Stacked), dense);
+    }
+}
