@@ -38,6 +38,8 @@ step_if_possible "Test models" tools/test-models.sh && export BRUCE_TEST_MODELS=
 step_if_possible "A prebuilt llama.cpp to compare with" tools/oracle.sh && export BRUCE_ORACLE=$cache/oracle
 step "Test programs" cargo test --workspace --no-run --quiet
 step "Tests" bash -c "cargo test --workspace --no-fail-fast 2>&1 | tee '$cache/tests.log'; exit \${PIPESTATUS[0]}"
+# Once more as a user begins, with programs as they are shipped.
+step "Demo" tools/demo.sh
 
 count() {
     sed -n "s/^test result: .* \([0-9]*\) $1;.*/\1/p" "$cache/tests.log" | awk '{n += $1} END {print n + 0}'

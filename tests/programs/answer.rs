@@ -2,6 +2,7 @@
 
 use crate::support::{bruce_run, succeed};
 use serde_json::Value;
+use std::io::{Seek, Write};
 use std::path::Path;
 
 /// Number of likeliest tokens looked at in each step.
@@ -51,11 +52,33 @@ pub fn ids(list: &Value) -> Vec<u64> {
     list.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id")).collect()
 }
 
+/// The tokens of a text as `bruce-run tokenize` gives them, without BOS.
+pub fn tokenize(model: &Path, text: &str, special: bool) -> Vec<u64> {
+    let mut command = bruce_run();
+    command.arg("tokenize").arg(model).args(["--ids", "--no-bos", "--no-escape", "--stdin"]);
+    if !special {
+        command.arg("--no-parse-special");
+    }
+    let mut input = tempfile::tempfile().expect("a temporary file");
+    input.write_all(text.as_bytes()).and_then(|()| input.rewind()).expect("the text");
+    ids(&serde_json::from_str(&succeed(command.stdin(input))).expect("a list"))
+}
+
 /// The greedy continuation of a prompt by at most `n` tokens; control tokens in the prompt are recognised, and no chat
 /// template is applied.
 pub fn ask(model: &Path, prompt: &str, n: usize, n_top: usize, flags: &[&str]) -> Answer {
     let mut command = bruce_run();
-    command.arg(model).args(["-p", prompt, "-no-cnv", "--parse-special", "--temp", "0", "--output", "json"]);
+    command.arg(model).args([
+        "-p",
+        prompt,
+        "-no-cnv",
+        "--no-escape",
+        "--parse-special",
+        "--temp",
+        "0",
+        "--output",
+        "json",
+    ]);
     command.args(["-n", &n.to_string(), "--logprobs", &n_top.to_string()]).args(flags);
     let answer: Value = serde_json::from_str(&succeed(&mut command)).expect("JSON");
     let steps = answer["tokens"].as_array().expect("a list");

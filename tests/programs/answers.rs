@@ -1,6 +1,6 @@
 //! Greedy answers of `bruce-run`, against those that llama.cpp gave (`tests/golden`).
 
-use crate::answer::{N_TOP, Step, Tolerance, agree, ask, ids};
+use crate::answer::{N_TOP, Step, Tolerance, agree, ask, ids, tokenize};
 use crate::support::{bruce_run, golden_lines, quantized, succeed};
 
 /// Follows the golden answers of smol4x until the two part at a near tie.
@@ -72,17 +72,13 @@ fn the_same_seed_gives_the_same_text_and_another_seed_another() {
 #[test]
 fn token_ids_are_those_of_the_original_tokenizers() {
     // The Mistral ids were made with control tokens as plain text, the others with control tokens recognised.
-    for (model, golden, flag) in [
-        ("tiny4", "tokens-mistral-v1.jsonl", "--no-parse-special"),
-        ("smol4x", "tokens-smollm2.jsonl", "--parse-special"),
-    ] {
+    for (model, golden, special) in
+        [("tiny4", "tokens-mistral-v1.jsonl", false), ("smol4x", "tokens-smollm2.jsonl", true)]
+    {
         let Some(file) = quantized(model, "Q8_0") else { continue };
         for line in golden_lines(golden) {
             let text = line["text"].as_str().expect("a text");
-            let mut command = bruce_run();
-            command.arg("tokenize").arg(&file).args(["--ids", "--no-bos", flag, "-p", text]);
-            let found: serde_json::Value = serde_json::from_str(&succeed(&mut command)).expect("a list");
-            assert_eq!(ids(&found), ids(&line["ids"]), "{model}: {text:?}");
+            assert_eq!(tokenize(&file, text, special), ids(&line["ids"]), "{model}: {text:?}");
         }
     }
 }

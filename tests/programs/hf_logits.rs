@@ -14,7 +14,7 @@ fn compare(file_type: &str, tolerance: f64) {
     for prompt in fixture["prompts"].as_array().expect("a list") {
         let text = prompt["text"].as_str().expect("a text");
         let (prompt_ids, generated) = (ids(&prompt["ids"]), ids(&prompt["generated"]));
-        let flags = ["--ignore-eos", "-ctk", "f32", "-ctv", "f32"];
+        let flags = ["-ctk", "f32", "-ctv", "f32"];
         let ours = ask(&model, text, generated.len(), 2 * N_TOP, &flags);
         assert_eq!(ours.prompt, prompt_ids, "{text:?}");
         for (i, step) in ours.steps.iter().enumerate() {

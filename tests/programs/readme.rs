@@ -1,9 +1,11 @@
 //! The commands in README.md do what it says.
 //!
 //! Directly above each block of shell commands stands a comment:
-//! - `<!-- run -->`: the block is run here, in a folder where `models/` is the repository's and the programs are on the path;
+//! - `<!-- run -->`: the block is run here;
 //! - `<!-- run: NAME -->`: the same, with the test model NAME as the folder `NAME`;
 //! - `<!-- not run: REASON -->`.
+//!
+//! All blocks run in one folder, one after the other; `models/` is the repository's, and the programs are on the path.
 
 use crate::support::{checkpoint, programs, root, run, stderr};
 use std::fs;
@@ -52,16 +54,18 @@ fn every_block_of_commands_is_run_or_says_why_not() {
 
 #[test]
 fn commands_do_what_they_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    symlink(root().join("models"), folder.path().join("models")).expect("a link");
     let mut n_run = 0;
     for Block { line, mark, commands } in blocks() {
         if !(mark == "run" || mark.starts_with("run: ")) {
             continue;
         }
-        let folder = tempfile::tempdir().expect("a folder");
-        symlink(root().join("models"), folder.path().join("models")).expect("a link");
         if let Some(name) = mark.strip_prefix("run: ") {
             let Some(model) = checkpoint(name) else { continue };
-            symlink(model, folder.path().join(name)).expect("a link");
+            if !folder.path().join(name).exists() {
+                symlink(model, folder.path().join(name)).expect("a link");
+            }
         }
         let path = std::env::join_paths(
             std::iter::once(programs().to_owned())
