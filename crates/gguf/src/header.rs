@@ -1,6 +1,7 @@
 //! Parses and validates everything before the tensor data.
 
 use crate::cursor::Cursor;
+use crate::error::shown;
 use crate::{Error, Metadata, Value};
 use quants::TensorType;
 use std::collections::HashSet;
@@ -8,8 +9,10 @@ use std::path::Path;
 
 /// Alignment of tensor data where the file does not say otherwise.
 pub const DEFAULT_ALIGNMENT: u32 = 32;
-/// Largest alignment accepted: anything above a huge page's part is a mistake.
-const MAX_ALIGNMENT: u32 = 1 << 20;
+/// Largest alignment accepted. Pages have 64 KiB at most, so that more serves nobody.
+pub(crate) const MAX_ALIGNMENT: u32 = 1 << 20;
+/// Longest key, in bytes, by the format's document.
+const MAX_KEY: usize = 65535;
 /// Longest tensor name that ggml can hold (`GGML_MAX_NAME` less the terminating NUL).
 pub(crate) const MAX_TENSOR_NAME: usize = 63;
 /// Most axes a tensor has in ggml.
@@ -79,7 +82,7 @@ fn version(path: &Path, bytes: &[u8], cursor: &mut Cursor<'_>) -> Result<u32, Er
     match cursor.u32("version")? {
         version @ (2 | 3) => Ok(version),
         1 => Err(cursor.malformed("version", "1", "2 or 3; convert the file again with a current converter")),
-        other if other.swap_bytes() <= 0xff && other != 0 => Err(cursor.malformed(
+        other @ 0x0100_0000..=0xff00_0000 if other.swap_bytes() <= 0xff => Err(cursor.malformed(
             "version",
             format!("{}, in big-endian byte order", other.swap_bytes()),
             "a little-endian file; big-endian files are not supported",
@@ -105,10 +108,16 @@ fn looks_like(bytes: &[u8]) -> String {
         "a GGML file from before GGUF (convert the model again)".into()
     } else if bytes.len() > 9 && bytes[8] == b'{' {
         "what looks like safetensors (give bruce-quant the model's directory)".into()
-    } else if bytes.len() < 4 {
+    } else if bytes.starts_with(b"FUGG") {
+        "a big-endian GGUF file (only little-endian ones are supported)".into()
+    } else if b"GGUF".starts_with(bytes) {
         format!("only {} bytes", bytes.len())
     } else {
-        format!("bytes {:02x?}", &bytes[..4])
+        let start = &bytes[..bytes.len().min(32)];
+        match start.iter().all(|b| matches!(b, b' '..=b'~' | b'\t' | b'\r' | b'\n')) {
+            true => format!("text that begins with {}", Value::from_bytes(start)),
+            false => format!("bytes {:02x?}", &start[..start.len().min(4)]),
+        }
     }
 }
 
@@ -127,16 +136,7 @@ fn entries(cursor: &mut Cursor<'_>, n: u64) -> Result<Metadata, Error> {
     for index in 0..n {
         let field = format!("metadata entry {index}");
         let key = cursor.string(&field)?;
-        if key.is_empty() {
-            return Err(cursor.malformed(&field, "an empty key", "a name"));
-        }
-        if key.chars().any(char::is_control) {
-            return Err(cursor.malformed(
-                &field,
-                format!("key {key:?}"),
-                "a name without control characters",
-            ));
-        }
+        check_key(key).map_err(|(found, expected)| cursor.malformed(&field, found, expected))?;
         let ty = cursor.u32(key)?;
         let value = cursor.value(ty, key)?;
         if metadata.insert(key, value).is_some() {
@@ -144,6 +144,19 @@ fn entries(cursor: &mut Cursor<'_>, n: u64) -> Result<Metadata, Error> {
         }
     }
     Ok(metadata)
+}
+
+/// What is wrong with a key, and what would be right.
+pub(crate) fn check_key(key: &str) -> Result<(), (String, String)> {
+    if key.is_empty() {
+        Err(("an empty key".into(), "a name".into()))
+    } else if key.len() > MAX_KEY {
+        Err((format!("a key of {} bytes", key.len()), format!("at most {MAX_KEY}")))
+    } else if key.chars().any(char::is_control) {
+        Err((format!("key \"{}\"", shown(key)), "a name without control characters".into()))
+    } else {
+        Ok(())
+    }
 }
 
 fn alignment(cursor: &Cursor<'_>, metadata: &Metadata) -> Result<u32, Error> {
@@ -190,7 +203,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), (String, String)> {
     } else if name.len() > MAX_TENSOR_NAME {
         Err((format!("a name of {} bytes", name.len()), format!("at most {MAX_TENSOR_NAME}")))
     } else if name.chars().any(char::is_control) {
-        Err((format!("name {name:?}"), "a name without control characters".into()))
+        Err((format!("name \"{}\"", shown(name)), "a name without control characters".into()))
     } else {
         Ok(())
     }
@@ -260,9 +273,11 @@ fn place(
     let end = start.saturating_add(end_of_last.next_multiple_of(u64::from(alignment)));
     let extra = file_size.saturating_sub(end);
     let mut warnings = Vec::new();
-    if extra > 0 && last.is_some() {
-        warnings
-            .push(format!("{}: {extra} bytes after the last tensor are not used", cursor.path().display()));
+    if extra > 0 {
+        warnings.push(format!(
+            "{}: {extra} bytes after the end of the data are not used",
+            cursor.path().display()
+        ));
     }
     Ok(warnings)
 }

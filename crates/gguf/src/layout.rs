@@ -1,8 +1,10 @@
 //! Where everything of a new file goes, known before the first byte is written.
 
-use crate::header::{DEFAULT_ALIGNMENT, MAX_AXES, check_name, size_bytes};
+use crate::error::shown;
+use crate::header::{DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_AXES, check_key, check_name, size_bytes};
 use crate::{Array, Error, Metadata, Value};
 use quants::TensorType;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -33,24 +35,25 @@ impl Layout {
     /// other than 32 is recorded in the metadata, as readers expect.
     ///
     /// # Errors
-    /// [`Error::Layout`] when the alignment is not a power of two or contradicts the metadata, a name is empty, too
-    /// long or there twice, or a shape is impossible.
+    /// [`Error::Layout`] when the alignment is not a power of two or contradicts the metadata, a key or name is empty,
+    /// too long or there twice, or a shape is impossible: in all cases where [`Gguf`](crate::Gguf) would refuse the file.
     pub fn new(metadata: &Metadata, tensors: &[TensorSpec], alignment: u32) -> Result<Layout, Error> {
         let wrong = |field: &str, found: String, expected: String| Error::Layout {
             field: field.to_owned(),
             found,
             expected,
         };
-        if !alignment.is_power_of_two() {
-            return Err(wrong(ALIGNMENT_KEY, alignment.to_string(), "a power of two".to_owned()));
+        if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
+            let expected = format!("a power of two up to {MAX_ALIGNMENT}");
+            return Err(wrong(ALIGNMENT_KEY, alignment.to_string(), expected));
         }
-        let mut metadata = metadata.clone();
+        let mut metadata = Cow::Borrowed(metadata);
         match metadata.get(ALIGNMENT_KEY) {
             Some(value) if *value != Value::U32(alignment) => {
                 return Err(wrong(ALIGNMENT_KEY, value.to_string(), alignment.to_string()));
             }
             None if alignment != DEFAULT_ALIGNMENT => {
-                metadata.insert(ALIGNMENT_KEY, alignment);
+                metadata.to_mut().insert(ALIGNMENT_KEY, alignment);
             }
             _ => {}
         }
@@ -60,14 +63,16 @@ impl Layout {
         header.extend(3u32.to_le_bytes());
         header.extend((tensors.len() as u64).to_le_bytes());
         header.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in metadata.iter() {
+        for (index, (key, value)) in metadata.iter().enumerate() {
+            check_key(key)
+                .map_err(|(found, expected)| wrong(&format!("metadata entry {index}"), found, expected))?;
             put_string(&mut header, key.as_bytes());
             put_value(&mut header, value);
         }
         let mut offsets = Vec::with_capacity(tensors.len());
         let mut end = 0u64;
         for tensor in tensors {
-            let field = format!("tensor {}", tensor.name);
+            let field = format!("tensor {}", shown(&tensor.name));
             check_name(&tensor.name).map_err(|(found, expected)| wrong(&field, found, expected))?;
             if !seen.insert(&tensor.name) {
                 return Err(wrong(&field, "the name twice".to_owned(), "unique names".to_owned()));

@@ -31,6 +31,7 @@
 //! It accepts some that llama.cpp refuses: tensor data in any order and with gaps, and a split file given by any of its
 //! parts. Strings that are not UTF-8 are accepted by both ([`Value::Bytes`]): vocabularies of raw bytes exist.
 
+mod coverage;
 mod cursor;
 mod error;
 mod header;

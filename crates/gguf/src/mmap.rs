@@ -1,11 +1,15 @@
 //! Memory-mapped files, and what happens when one changes under us.
 //!
+//! # Contract
 //! A mapping shows the file itself: if another process truncates it, touching the lost pages raises SIGBUS, and if
-//! another process writes to it, the bytes change while we look. Rust can't make that impossible, so the contract is:
-//! do not modify a model file while a program uses it. A truncation ends the program with an error message instead of
-//! a bare signal where [`install_fault_handler`] was called; bytes that change give wrong numbers but no undefined
-//! behaviour beyond them, because everything that is used as an index or size was copied and checked when the file
-//! was opened.
+//! another process writes to it, the bytes change while we look. Rust can't make either impossible, so users of this
+//! crate promise not to modify a model file while a program uses it. If the promise is broken:
+//! - Truncated: where the program has called [`install_fault_handler`], it ends with exit code 1 and a message that
+//!   names the file; its unfinished output files are removed. Without the handler it dies of the signal.
+//! - Overwritten: weights become wrong numbers. Nothing is read or written out of bounds, because all that is used as a
+//!   size or an index was copied and checked when the file was opened.
+//!
+//! Replacing a model by renaming another file over it is always safe: a mapping keeps the old file.
 #![allow(unsafe_code)] // mapping a file, and a signal handler
 
 use crate::Error;
@@ -21,29 +25,174 @@ use std::sync::Arc;
 pub(crate) fn map(path: &Path, file: &File) -> Result<Arc<Mmap>, Error> {
     // SAFETY: the contract at the top of this module: nobody modifies the file while it is in use.
     let map = unsafe { Mmap::map(file) }.map_err(Error::io(path, "map"))?;
-    Ok(Arc::new(map))
+    let map = Arc::new(map);
+    #[cfg(unix)]
+    fault::watch(path, &map);
+    Ok(map)
 }
 
-/// Makes a SIGBUS (a mapped file was truncated, or its disk failed) end the program with a message and exit code 1.
-/// For programs, once, at their start.
+/// Asks the system to read a range of a mapping soon. Advice only: where it is not understood nothing is lost.
+pub(crate) fn will_need(map: &Mmap, offset: u64, len: u64) {
+    #[cfg(unix)]
+    let _ = map.advise_range(memmap2::Advice::WillNeed, offset as usize, len as usize);
+    #[cfg(not(unix))]
+    let _ = (map, offset, len);
+}
+
+/// Makes the loss of a mapped page (the file was truncated, or its disk failed) end the program with a message and
+/// exit code 1 instead of the bare signal SIGBUS, and removes unfinished output files first. For programs, once, at
+/// their start.
+///
+/// A SIGBUS that no mapping of this crate explains goes to whoever handled it before.
 pub fn install_fault_handler() {
     #[cfg(unix)]
-    {
-        extern "C" fn fault(_: libc::c_int) {
-            const MESSAGE: &[u8] =
-                b"error: a mapped file: found a page that can't be read, expected the file to stay as it was opened (truncated or replaced while in use, or a disk error)\n";
-            // SAFETY: write and _exit are async-signal-safe, and the message is a constant.
-            unsafe {
-                libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len());
-                libc::_exit(1);
+    fault::install();
+}
+
+#[cfg(unix)]
+mod fault {
+    //! The handler of SIGBUS. It runs inside whatever code touched the page, so it may only do what is
+    //! async-signal-safe: it neither allocates nor waits, and takes locks only by trying.
+
+    use super::*;
+    use crate::writer;
+    use std::ffi::CStr;
+    use std::sync::{Mutex, OnceLock, TryLockError, Weak};
+
+    /// A mapping, and the beginning of the message about it.
+    struct Watched {
+        map: Weak<Mmap>,
+        start: usize,
+        len: usize,
+        message: Vec<u8>,
+    }
+
+    static WATCHED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
+
+    /// What was to be done on a SIGBUS before.
+    static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+    pub(super) fn watch(path: &Path, map: &Arc<Mmap>) {
+        // Control characters of a file's name don't belong on a terminal.
+        let name = path.display().to_string().replace(char::is_control, "?");
+        let message = format!("error: {name}: data: found no page at byte ").into_bytes();
+        let (start, len) = (map.as_ptr() as usize, map.len());
+        let mut watched = WATCHED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        watched.retain(|other| other.map.strong_count() > 0);
+        watched.push(Watched { map: Arc::downgrade(map), start, len, message });
+    }
+
+    pub(super) fn install() {
+        // SAFETY: both structures are plain data that sigaction fills or reads; the action is complete (no mask, and
+        // an alternate stack, which Rust gives its threads), and its handler has the signature that SA_SIGINFO asks for.
+        unsafe {
+            let mut previous: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut previous) != 0
+                || PREVIOUS.set(previous).is_err()
+            {
+                return; // installed before
+            }
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handle as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+        }
+    }
+
+    extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the system passes a valid structure, and for SIGBUS its address field is set.
+        let address = unsafe { (*info).si_addr() } as usize;
+        let watched = match WATCHED.try_lock() {
+            Ok(watched) => Some(watched),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            // Somebody is opening a file at this moment; the page is one of ours in all likelihood.
+            Err(TryLockError::WouldBlock) => None,
+        };
+        match &watched {
+            None => write(b"error: data: found no page"),
+            Some(watched) => {
+                let hit = watched
+                    .iter()
+                    .find(|w| w.map.strong_count() > 0 && (w.start..w.start + w.len).contains(&address));
+                let Some(hit) = hit else {
+                    hand_on();
+                    return;
+                };
+                write(&hit.message);
+                write(decimal(address - hit.start, &mut [0; 20]));
             }
         }
-        // SAFETY: the action is zeroed (no flags, empty mask) before its handler is set, and the handler only calls
-        // async-signal-safe functions.
+        write(b", expected the file to stay as it was opened (it was truncated, or its disk fails)\n");
+        writer::for_each_partial_file(remove);
+        // SAFETY: ends the process without running anything else.
+        unsafe { libc::_exit(1) }
+    }
+
+    /// Puts the former handler back. The instruction that faulted then runs again, and faults for that one.
+    fn hand_on() {
+        let previous = PREVIOUS.get().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: async-signal-safe; the action is one that sigaction itself returned.
         unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = fault as *const () as usize;
-            libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+            libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut());
+        }
+    }
+
+    fn write(bytes: &[u8]) {
+        // SAFETY: async-signal-safe, and the bytes are valid. There is nobody to tell of a failure.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len());
+        }
+    }
+
+    fn remove(path: &CStr) {
+        // SAFETY: async-signal-safe, and the path ends with a NUL.
+        unsafe {
+            libc::unlink(path.as_ptr());
+        }
+    }
+
+    /// Digits of a number, without formatting machinery, which might allocate.
+    fn decimal(mut n: usize, buffer: &mut [u8; 20]) -> &[u8] {
+        let mut at = buffer.len();
+        loop {
+            at -= 1;
+            buffer[at] = b'0' + (n % 10) as u8;
+            n /= 10;
+            if n == 0 {
+                return &buffer[at..];
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use std::io;
+
+        #[test]
+        fn numbers_are_written_in_decimal() {
+            for n in [0, 7, 10, 4096, usize::MAX] {
+                assert_eq!(decimal(n, &mut [0; 20]), n.to_string().as_bytes());
+            }
+        }
+
+        #[test]
+        fn mappings_are_watched_until_the_last_user_is_gone() -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new()?;
+            io::Write::write_all(&mut file, b"GGUF")?;
+            let count = || {
+                let watched = WATCHED.lock().expect("not poisoned");
+                let name = file.path().display().to_string();
+                let ours = |w: &&Watched| String::from_utf8_lossy(&w.message).contains(&name);
+                watched.iter().filter(ours).filter(|w| w.map.strong_count() > 0).count()
+            };
+            let map = map(file.path(), file.as_file()).expect("a readable file");
+            let second = Arc::clone(&map);
+            drop(map);
+            assert_eq!(count(), 1);
+            drop(second);
+            assert_eq!(count(), 0);
+            Ok(())
         }
     }
 }

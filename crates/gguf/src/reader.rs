@@ -44,18 +44,17 @@ impl Gguf {
     }
 
     fn open_split(path: &Path, n_parts: u32) -> Result<Gguf, Error> {
-        let Some((prefix, named)) = split_name(path) else {
-            let found = format!("{n_parts}, in a file named {:?}", path.file_name().unwrap_or_default());
+        let Some(name) = SplitName::of(path) else {
+            let found = format!("{n_parts}, in a file of another name");
             let expected =
                 "a name that ends in -0000I-of-0000N.gguf, by which the other parts are found".to_owned();
             return Err(malformed(path, SPLIT_COUNT, found, expected));
         };
-        if named != n_parts {
-            let expected = format!("{named}, as in the file's name");
+        if name.n_parts != n_parts {
+            let expected = format!("{}, as in the file's name", name.n_parts);
             return Err(malformed(path, SPLIT_COUNT, n_parts.to_string(), expected));
         }
-        let paths: Vec<PathBuf> =
-            (1..=n_parts).map(|i| PathBuf::from(format!("{prefix}-{i:05}-of-{n_parts:05}.gguf"))).collect();
+        let paths: Vec<PathBuf> = (0..n_parts).map(|i| name.part(i)).collect();
         let missing: Vec<PathBuf> = paths.iter().filter(|p| !p.exists()).cloned().collect();
         if !missing.is_empty() {
             return Err(Error::MissingParts { path: path.to_path_buf(), missing, expected: paths.len() });
@@ -63,10 +62,12 @@ impl Gguf {
         let mut parts = Vec::new();
         for (index, part) in paths.into_iter().enumerate() {
             let (map, header) = open_one(&part, index)?;
-            let expected = [(SPLIT_COUNT, n_parts), (SPLIT_NO, index as u32)];
-            for (key, expected) in expected {
+            // The first part's count is the one that was followed; the others may leave it out.
+            for (key, expected, needed) in
+                [(SPLIT_NO, index as u32, true), (SPLIT_COUNT, n_parts, index == 0)]
+            {
                 let found = split_number(&part, &header.metadata, key)?;
-                if found != Some(expected) {
+                if found != Some(expected) && (needed || found.is_some()) {
                     let found = found.map_or("no such key".to_owned(), |n| n.to_string());
                     return Err(malformed(&part, key, found, expected.to_string()));
                 }
@@ -74,15 +75,12 @@ impl Gguf {
             parts.push((part, map, header));
         }
         let n_tensors: usize = parts.iter().map(|(_, _, header)| header.tensors.len()).sum();
-        let declared = split_number(&parts[0].0, &parts[0].2.metadata, SPLIT_TENSORS)?;
-        if declared.is_some_and(|declared| declared as usize != n_tensors) {
-            let found = declared.map_or(String::new(), |n| n.to_string());
-            return Err(malformed(
-                &parts[0].0,
-                SPLIT_TENSORS,
-                found,
-                format!("{n_tensors}, as the parts hold"),
-            ));
+        for (index, (part, _, header)) in parts.iter().enumerate() {
+            let declared = split_number(part, &header.metadata, SPLIT_TENSORS)?;
+            if declared.is_some_and(|n| n as usize != n_tensors) || (declared.is_none() && index == 0) {
+                let found = declared.map_or("no such key".to_owned(), |n| n.to_string());
+                return Err(malformed(part, SPLIT_TENSORS, found, format!("{n_tensors}, as the parts hold")));
+            }
         }
         Self::assemble(path, parts)
     }
@@ -94,22 +92,17 @@ impl Gguf {
             maps: Vec::new(),
             version: parts[0].2.version,
             alignment: parts[0].2.alignment,
-            metadata: Metadata::new(), // until the first part's
+            metadata: Metadata::new(), // replaced by the first part's
             tensors: Vec::new(),
             index: HashMap::new(),
             warnings: Vec::new(),
         };
         for (part, map, header) in parts {
             for tensor in header.tensors {
-                let twice = gguf.index.insert(tensor.name.clone(), gguf.tensors.len());
-                if twice.is_some() {
+                if gguf.index.insert(tensor.name.clone(), gguf.tensors.len()).is_some() {
                     let field = format!("tensor {}", tensor.name);
-                    return Err(malformed(
-                        &part,
-                        &field,
-                        "the name in two parts".into(),
-                        "unique names".into(),
-                    ));
+                    let found = "the name of one in another part".to_owned();
+                    return Err(malformed(&part, &field, found, "unique names".to_owned()));
                 }
                 gguf.tensors.push(tensor);
             }
@@ -123,7 +116,7 @@ impl Gguf {
         Ok(gguf)
     }
 
-    /// The file that was opened.
+    /// The file that was opened, which may be any part of a split one.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -172,6 +165,14 @@ impl Gguf {
         Arc::clone(&self.maps[part])
     }
 
+    /// Asks the system to read the data of these tensors soon, so that later use need not wait for the disk. Returns at
+    /// once; where the system can't, nothing happens.
+    pub fn prefetch<'a>(&self, tensors: impl IntoIterator<Item = &'a TensorInfo>) {
+        for tensor in tensors {
+            mmap::will_need(&self.maps[tensor.part], tensor.offset, tensor.size);
+        }
+    }
+
     /// Bytes of all files.
     pub fn file_size(&self) -> u64 {
         self.maps.iter().map(|map| map.len() as u64).sum()
@@ -198,13 +199,29 @@ fn split_number(path: &Path, metadata: &Metadata, key: &str) -> Result<Option<u3
     })
 }
 
-/// Splits `dir/name-00002-of-00003.gguf` into `dir/name` and 3.
-fn split_name(path: &Path) -> Option<(String, u32)> {
-    let text = path.to_str()?.strip_suffix(".gguf")?;
-    let (rest, n) = text.rsplit_once("-of-")?;
-    let (prefix, i) = rest.rsplit_once('-')?;
-    let is_number = |digits: &str| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit());
-    (is_number(i) && is_number(n)).then(|| Some((prefix.to_owned(), n.parse().ok()?)))?
+/// What the name of a part says: `dir/name-00002-of-00003.gguf` is a part of `dir/name` in 3 parts.
+struct SplitName {
+    directory: PathBuf,
+    prefix: String,
+    n_parts: u32,
+}
+
+impl SplitName {
+    fn of(path: &Path) -> Option<SplitName> {
+        let text = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (rest, n) = text.rsplit_once("-of-")?;
+        let (prefix, i) = rest.rsplit_once('-')?;
+        if [i, n].iter().any(|digits| digits.len() != 5 || !digits.bytes().all(|b| b.is_ascii_digit())) {
+            return None;
+        }
+        let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Some(SplitName { directory, prefix: prefix.to_owned(), n_parts: n.parse().ok()? })
+    }
+
+    /// Path of a part, counted from 0 as in the metadata; names count from 1.
+    fn part(&self, index: u32) -> PathBuf {
+        self.directory.join(format!("{}-{:05}-of-{:05}.gguf", self.prefix, index + 1, self.n_parts))
+    }
 }
 
 fn open_one(path: &Path, part: usize) -> Result<(Arc<Mmap>, Header), Error> {
@@ -213,11 +230,32 @@ fn open_one(path: &Path, part: usize) -> Result<(Arc<Mmap>, Header), Error> {
     if let Some(kind) = kind_of(&metadata) {
         return Err(Error::NotGguf { path: path.to_path_buf(), found: kind.to_owned() });
     }
-    if metadata.len() == 0 {
-        return Err(Error::NotGguf { path: path.to_path_buf(), found: "an empty file".to_owned() });
-    }
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let map = mmap::map(path, &file)?;
     let header = header::parse(path, &map, part)?;
     Ok((map, header))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_parts_lead_to_all_parts() {
+        let name = SplitName::of(Path::new("dir/a-00002-of-b-00002-of-00010.gguf")).expect("a part");
+        assert_eq!(name.n_parts, 10);
+        assert_eq!(name.part(0), Path::new("dir/a-00002-of-b-00001-of-00010.gguf"));
+        assert_eq!(name.part(9), Path::new("dir/a-00002-of-b-00010-of-00010.gguf"));
+        for other in
+            ["a.gguf", "a-2-of-3.gguf", "a-00001-of-00003", "a-00001-of-+0003.gguf", "00001-of-00003.gguf"]
+        {
+            assert!(SplitName::of(Path::new(other)).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_opened_file_may_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Gguf>();
+    }
 }

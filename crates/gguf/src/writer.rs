@@ -3,13 +3,15 @@
 //! The bytes go into a hidden file beside the target. [`Writer::finish`] makes them durable in this order: write, fsync
 //! of the file, rename, fsync of the directory. So whatever happens, the target is the old file or the new one.
 
+use crate::coverage::Coverage;
 use crate::error::kind_of;
 use crate::{Error, Layout};
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 /// What to do when the target is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,29 +22,44 @@ pub enum Overwrite {
     Replace,
 }
 
-/// Temporary files of this process that are not finished yet.
-static PARTIAL_FILES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Temporary files of this process that are not finished yet, also as C strings: a signal handler can't make those.
+static PARTIAL_FILES: Mutex<Vec<(PathBuf, CString)>> = Mutex::new(Vec::new());
 
-fn partial_files() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+fn partial_files() -> MutexGuard<'static, Vec<(PathBuf, CString)>> {
     PARTIAL_FILES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Removes every temporary file of this process; for the handler of an interrupt, just before the process ends.
+/// Writers that are still at work fail when they finish.
 pub fn discard_partial_files() {
-    for path in partial_files().drain(..) {
+    for (path, _) in partial_files().drain(..) {
         // There is nobody left to tell; the name says that the file is partial.
         let _ = fs::remove_file(path);
     }
 }
 
+/// Calls `f` with each temporary file. Neither waits nor allocates, so that a signal handler may call it.
+#[cfg(unix)]
+pub(crate) fn for_each_partial_file(f: impl Fn(&CStr)) {
+    let files = match PARTIAL_FILES.try_lock() {
+        Ok(files) => files,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return,
+    };
+    files.iter().for_each(|(_, path)| f(path));
+}
+
 /// A file being written.
+///
+/// Dropped without [`finish`](Self::finish), it leaves nothing behind.
 #[derive(Debug)]
 pub struct Writer {
     target: PathBuf,
     temporary: PathBuf,
     file: File,
     layout: Layout,
-    written: Vec<AtomicU64>,
+    /// Which bytes of each tensor are there.
+    written: Vec<Mutex<Coverage>>,
     overwrite: Overwrite,
 }
 
@@ -50,34 +67,36 @@ impl Writer {
     /// Starts writing a file of the given layout that will be called `target`.
     ///
     /// # Errors
-    /// [`Error::Exists`] or [`Error::NotAFile`] when there is something at `target` that is not to be replaced,
-    /// [`Error::Io`] when the temporary file can't be made beside it.
+    /// [`Error::Exists`] or [`Error::NotAFile`] when there is something at `target` that is not to be replaced (a
+    /// symbolic link never is), [`Error::Io`] when the temporary file can't be made beside it.
     pub fn create(target: &Path, layout: Layout, overwrite: Overwrite) -> Result<Writer, Error> {
         check_target(target, overwrite)?;
         let (temporary, file) = create_temporary(target)?;
-        let written = (0..layout.n_tensors()).map(|_| AtomicU64::new(0)).collect();
+        let written = (0..layout.n_tensors()).map(|_| Mutex::default()).collect();
         let writer = Writer { target: target.to_path_buf(), temporary, file, layout, written, overwrite };
         writer.put(writer.layout.header(), 0)?;
         Ok(writer)
     }
 
-    /// Writes bytes of a tensor at an offset within it; any order, from any thread.
+    /// Writes bytes of a tensor at an offset within it; any order, from any thread. Bytes written twice are those of
+    /// the later call.
     ///
     /// # Errors
     /// [`Error::Io`], as when the disk is full.
     ///
     /// # Panics
-    /// When the bytes leave the tensor.
+    /// When the bytes leave the tensor, or there is no such tensor.
     pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let range = self.layout.tensor_range(tensor);
-        let end = offset + bytes.len() as u64;
-        assert!(
-            end <= range.end - range.start,
-            "bytes {offset}..{end} leave {}",
-            self.layout.tensor_name(tensor)
-        );
+        let size = range.end - range.start;
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= size);
+        let Some(end) = end else {
+            let name = self.layout.tensor_name(tensor);
+            panic!("{} bytes at {offset} leave tensor {name} of {size} bytes", bytes.len());
+        };
         self.put(bytes, range.start + offset)?;
-        self.written[tensor].fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let mut written = self.written[tensor].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        written.add(offset..end);
         Ok(())
     }
 
@@ -98,7 +117,8 @@ impl Writer {
     pub fn finish(self) -> Result<u64, Error> {
         for (index, written) in self.written.iter().enumerate() {
             let range = self.layout.tensor_range(index);
-            let (written, size) = (written.load(Ordering::Relaxed), range.end - range.start);
+            let size = range.end - range.start;
+            let written = written.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).total();
             if written != size {
                 let name = self.layout.tensor_name(index).to_owned();
                 return Err(Error::Incomplete { path: self.target.clone(), name, written, size });
@@ -111,12 +131,12 @@ impl Writer {
             Overwrite::Replace => self.rename()?,
             Overwrite::Refuse => self.name_anew()?,
         }
-        let parent = directory_of(&self.target);
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io(parent, "make durable"))?;
+        sync_directory(directory_of(&self.target))?;
         Ok(total)
     }
 
     fn rename(&self) -> Result<(), Error> {
+        check_target(&self.target, self.overwrite)?;
         fs::rename(&self.temporary, &self.target)
             .map_err(Error::io(&self.target, "rename the finished file to"))
     }
@@ -124,19 +144,20 @@ impl Writer {
     /// Gives the file its name only if nobody has taken it: a hard link fails where a rename would replace.
     fn name_anew(&self) -> Result<(), Error> {
         match fs::hard_link(&self.temporary, &self.target) {
-            Ok(()) => Ok(()), // the temporary name goes when the writer is dropped
+            Ok(()) => fs::remove_file(&self.temporary)
+                .map_err(Error::io(&self.temporary, "remove the temporary name")),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::Exists { path: self.target.clone() })
             }
             // A file system without hard links.
-            Err(_) => check_target(&self.target, self.overwrite).and_then(|()| self.rename()),
+            Err(_) => self.rename(),
         }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        partial_files().retain(|path| *path != self.temporary);
+        partial_files().retain(|(path, _)| *path != self.temporary);
         // Gone already after a rename; otherwise there is nobody to tell.
         let _ = fs::remove_file(&self.temporary);
     }
@@ -149,33 +170,53 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
+fn sync_directory(directory: &Path) -> Result<(), Error> {
+    // Other systems neither need this nor open directories as files.
+    if cfg!(unix) {
+        let synced = File::open(directory).and_then(|opened| opened.sync_all());
+        synced.map_err(Error::io(directory, "make durable"))?;
+    }
+    Ok(())
+}
+
 fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
+    let not_a_file = |found| Error::NotAFile { path: target.to_path_buf(), found };
+    if target.as_os_str().as_encoded_bytes().last().is_none_or(|last| std::path::is_separator(*last as char))
+    {
+        return Err(not_a_file("the name of a directory"));
+    }
     match fs::symlink_metadata(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io(target, "look at")(error)),
         Ok(metadata) => match kind_of(&metadata) {
-            Some(found) => Err(Error::NotAFile { path: target.to_path_buf(), found }),
+            Some(found) => Err(not_a_file(found)),
             None if overwrite == Overwrite::Refuse => Err(Error::Exists { path: target.to_path_buf() }),
             None => Ok(()),
         },
     }
 }
 
+/// Bytes of the target's name that the temporary name repeats; file systems allow 255, and a suffix comes to them.
+const MAX_STEM: usize = 200;
+
 /// A new hidden file beside `target`, whose name says that it is partial and whose it is.
 fn create_temporary(target: &Path) -> Result<(PathBuf, File), Error> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let stem_end = (0..=name.len().min(MAX_STEM)).rfind(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    let stem = &name[..stem_end];
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = directory_of(target).join(format!(".{name}.{}-{number}.partial", std::process::id()));
-    // Registered first, so that an interrupt between the two can't leave the file behind.
-    partial_files().push(temporary.clone());
-    match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-        Ok(file) => Ok((temporary, file)),
-        Err(error) => {
-            partial_files().retain(|path| *path != temporary);
-            Err(Error::io(target, "create a file beside")(error))
-        }
-    }
+    let temporary = directory_of(target).join(format!(".{stem}.{}-{number}.partial", std::process::id()));
+    let c_path = CString::new(temporary.as_os_str().as_encoded_bytes()).unwrap_or_default();
+    // Held until the file is registered, so that an interrupt between the two can't leave it behind.
+    let mut registered = partial_files();
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&temporary)
+        .map_err(Error::io(target, "create a temporary file beside it"))?;
+    registered.push((temporary.clone(), c_path));
+    Ok((temporary, file))
 }
 
 #[cfg(unix)]
