@@ -187,6 +187,10 @@ fn read_post_processor(processor: &Value, texts: &mut Texts, kinds: &mut Vec<Spe
                 for special in [Special::Bos, Special::Eos, Special::Sep] {
                     found.set_adds(special, true);
                 }
+                let stated = processor.get("sep").and_then(|sep| sep.get(0)).and_then(Value::as_str);
+                if let Some(sep) = stated.filter(|_| texts.get(Special::Sep).is_none()) {
+                    texts.set(Special::Sep, sep);
+                }
             }
             Some("TemplateProcessing") => read_template(processor, texts, kinds, found),
             _ => {}
