@@ -54,10 +54,11 @@ pub fn devices() -> Vec<Device> {
 }
 
 /// Loads backend modules that lie beside the program, or where the build left them, and makes sure that there is a CPU
-/// backend. In a build that links its CPU backend this only looks for modules of GPUs.
+/// backend. In a build that links its CPU backend this only looks for modules of GPUs. Adds the stand-in devices that the
+/// environment asks for.
 ///
 /// # Errors
-/// [`Error::NoCpuBackend`].
+/// [`Error::NoCpuBackend`], and [`Error::Setting`] when the environment asks for something else than devices.
 pub fn load_backends() -> Result<(), Error> {
     static LOADED: std::sync::Once = std::sync::Once::new();
     let beside = std::env::current_exe().ok().and_then(|p| p.parent().map(|d| d.to_path_buf()));
@@ -79,12 +80,12 @@ pub fn load_backends() -> Result<(), Error> {
             }
         }
     });
-    match Device::find(DeviceKind::Cpu) {
-        Some(_) => Ok(()),
-        None => Err(Error::NoCpuBackend {
-            searched: places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
-        }),
+    if Device::find(DeviceKind::Cpu).is_none() {
+        let searched = places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+        return Err(Error::NoCpuBackend { searched });
     }
+    crate::stand_in::register_from_env()?;
+    Ok(())
 }
 
 impl Device {
