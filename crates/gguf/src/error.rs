@@ -18,6 +18,16 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// The file can't be shown in memory, for want of address space in all likelihood.
+    #[error("{}: mapping: found {source}, expected {size} bytes of address space", path.display())]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes, which is what mapping takes.
+        size: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The file is something else.
     #[error("{}: format: found {found}, expected a GGUF file, which begins with \"GGUF\"", path.display())]
     NotGguf {
@@ -153,6 +163,7 @@ impl Error {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Error::Io { path, .. }
+            | Error::Map { path, .. }
             | Error::NotGguf { path, .. }
             | Error::Malformed { path, .. }
             | Error::Truncated { path, .. }

@@ -21,10 +21,13 @@ use std::sync::Arc;
 /// Maps a whole file for reading.
 ///
 /// # Errors
-/// [`Error::Io`] when the system refuses.
+/// [`Error::Map`] when the system refuses.
 pub(crate) fn map(path: &Path, file: &File) -> Result<Arc<Mmap>, Error> {
     // SAFETY: the contract at the top of this module: nobody modifies the file while it is in use.
-    let map = unsafe { Mmap::map(file) }.map_err(Error::io(path, "map"))?;
+    let map = unsafe { Mmap::map(file) }.map_err(|source| {
+        let size = file.metadata().map_or(0, |metadata| metadata.len());
+        Error::Map { path: path.to_path_buf(), size, source }
+    })?;
     let map = Arc::new(map);
     #[cfg(unix)]
     fault::watch(path, &map);

@@ -29,6 +29,15 @@ fn run(command: &[OsString], folder: &Path) -> Output {
     process.args(&command[1..]).env(FOLDER, folder).output().expect("a program that starts")
 }
 
+fn strace_works() -> bool {
+    let tried = Command::new("strace").args(["-qq", "-e", "trace=none", "true"]).status();
+    let works = tried.is_ok_and(|status| status.success());
+    if !works {
+        eprintln!("skipped: no strace that works here");
+    }
+    works
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).expect("a folder");
     let mut names: Vec<String> =
@@ -64,8 +73,7 @@ fn child_that_writes() {
 /// Each system call that writing takes, failing each time it is made: the target is the old file or the new one.
 #[test]
 fn every_failing_system_call_leaves_the_old_file_or_the_new_one() {
-    if !Command::new("strace").args(["-qq", "-e", "trace=none", "true"]).status().is_ok_and(|s| s.success()) {
-        eprintln!("skipped: no strace that works here");
+    if !strace_works() {
         return;
     }
     let mut n_failed = 0;
@@ -104,6 +112,72 @@ fn every_failing_system_call_leaves_the_old_file_or_the_new_one() {
         }
     }
     assert!(n_failed >= 20, "only {n_failed} faults had an effect");
+}
+
+/// The order in which a file is made durable: all writes, fsync, its name, fsync of the folder.
+#[test]
+fn a_name_is_given_after_the_bytes_are_durable_and_is_made_durable_itself() {
+    if !strace_works() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (folder, trace) = (dir.path().join("folder"), dir.path().join("trace"));
+    fs::create_dir(&folder).expect("a folder");
+    write(&folder.join("old.gguf"), Overwrite::Refuse, 1).expect("a writable folder");
+    let calls = "trace=pwrite64,fsync,/^rename,/^link";
+    let mut strace = ["strace", "-f", "-qq", "-y", "-e", calls, "-o"].map(OsString::from).to_vec();
+    strace.extend([trace.clone().into_os_string(), "--".into()]);
+    let output = run(&[strace, child("child_that_writes")].concat(), &folder);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let trace = fs::read_to_string(trace).expect("what strace wrote");
+    let mut order: Vec<&str> = trace
+        .lines()
+        .filter(|line| line.contains(&folder.display().to_string()))
+        .map(|line| match line {
+            _ if line.contains("pwrite64(") => "write",
+            _ if line.contains("fsync(") && line.contains(".partial>") => "fsync the file",
+            _ if line.contains("fsync(") => "fsync the folder",
+            _ => "name",
+        })
+        .collect();
+    order.dedup();
+    let one = ["write", "fsync the file", "name", "fsync the folder"];
+    assert_eq!(order, [one, one].concat(), "{trace}");
+}
+
+/// Opens a model larger than the address space allowed.
+#[test]
+#[ignore = "a child of the tests below"]
+fn child_with_little_address_space() {
+    match Gguf::open(&folder_of_child().join("model.gguf")) {
+        Ok(_) => println!("opened"),
+        Err(error) => println!("failed: {error}"),
+    }
+}
+
+#[test]
+fn a_limit_of_address_space_is_an_error_that_names_the_need() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model.gguf");
+    let size = 1u64 << 36;
+    let header = one_tensor(size).header().to_vec();
+    fs::write(&path, &header).expect("a writable folder");
+    let sparse = fs::OpenOptions::new().write(true).open(&path);
+    let total = header.len() as u64 + size;
+    if sparse.and_then(|file| file.set_len(total)).is_err() {
+        eprintln!("skipped: no sparse files here");
+        return;
+    }
+    let limited = ["prlimit", "--as=4294967296", "--"].map(OsString::from).to_vec();
+    if !Command::new(&limited[0]).args(&limited[1..]).arg("true").status().is_ok_and(|s| s.success()) {
+        eprintln!("skipped: no prlimit here");
+        return;
+    }
+    let output = run(&[limited, child("child_with_little_address_space")].concat(), dir.path());
+    let said = String::from_utf8_lossy(&output.stdout);
+    let reason = format!("failed: {}: mapping: found Cannot allocate memory", path.display());
+    assert!(said.contains(&reason), "{said}");
+    assert!(said.contains(&format!(", expected {total} bytes of address space")), "{said}");
 }
 
 /// Begins a file, then waits to be killed.
