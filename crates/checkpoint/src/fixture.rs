@@ -12,7 +12,7 @@ pub(crate) const ROWS: u64 = 265;
 const H: u64 = 4;
 const F: u64 = 6;
 
-/// A tensor to be written; its bytes count up from its place in the list.
+/// A tensor to be written, all zeros.
 #[derive(Debug, Clone)]
 pub(crate) struct Tensor {
     pub(crate) name: String,

@@ -112,10 +112,9 @@ fn is_version(lower: &str) -> bool {
 }
 
 fn is_encoding(lower: &str) -> bool {
-    if let Some(rest) = lower.strip_prefix('b').or(Some(lower)).and_then(|r| r.strip_prefix('f')) {
-        if matches!(rest.strip_prefix('p').unwrap_or(rest), "16" | "32") {
-            return true;
-        }
+    let float = lower.strip_prefix('b').unwrap_or(lower).strip_prefix('f');
+    if float.is_some_and(|bits| matches!(bits.strip_prefix('p').unwrap_or(bits), "16" | "32")) {
+        return true;
     }
     let Some(rest) = lower.strip_prefix('i').unwrap_or(lower).strip_prefix('q') else { return false };
     let mut chars = rest.chars();

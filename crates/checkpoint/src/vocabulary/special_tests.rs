@@ -22,7 +22,7 @@ fn template(single: &[&str], pair: &[&str]) -> Value {
 }
 
 /// Ids and additions by these files, for a vocabulary of 10.
-fn read_case(post_processor: Value, tokenizer_config: Value) -> (Vec<(Special, u32)>, Vec<(Special, bool)>) {
+fn read_case(post_processor: Value, tokenizer_config: Value) -> Specials {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokenizer.json");
     let map = json!({
@@ -40,8 +40,7 @@ fn read_case(post_processor: Value, tokenizer_config: Value) -> (Vec<(Special, u
     let dir = Directory::open(folder.path()).unwrap();
     let mut warnings = Vec::new();
     let companions = Companions::read(&dir, config.as_object().unwrap(), &mut warnings).unwrap();
-    let found = read(&companions, Some(&tokenizer), 10, &mut warnings).unwrap();
-    (found.ids, found.adds)
+    read(&companions, Some(&tokenizer), 10, &mut warnings).unwrap()
 }
 
 #[test]
@@ -124,9 +123,9 @@ fn post_processors_mean_what_they_mean_to_the_converter() {
             vec![],
         ),
     ] {
-        let (found_ids, found_adds) = read_case(processor.clone(), config.clone());
-        assert_eq!(found_ids, ids, "{processor} {config}");
-        assert_eq!(found_adds, adds, "{processor} {config}");
+        let found = read_case(processor.clone(), config.clone());
+        assert_eq!(found.ids, ids, "{processor} {config}");
+        assert_eq!(found.adds, adds, "{processor} {config}");
     }
 }
 

@@ -234,7 +234,6 @@ fn spaces_within_merges_are_written_as_in_the_vocabulary() {
     tokenizer["model"]["vocab"]["x x "] = json!(262);
     tokenizer["model"]["vocab"]["x x x "] = json!(263);
     tokenizer["model"]["merges"] = json!([["x ", "x "]]);
-    tokenizer["model"]["vocab"]["x x "] = json!(262);
     let fixture = with_json(&tokenizer);
     assert_eq!(vocabulary(&fixture).merges, ["xĠ xĠ"]);
     assert!(
