@@ -51,9 +51,12 @@ impl Scheduler {
 
     /// Allocates the compute buffers that `graph` needs without computing it, so that later graphs no larger fit.
     ///
+    /// The graph is used up: splitting it over backends puts copies in the place of its operands, and planning the same
+    /// graph again would take those copies for the real ones and give memory out twice.
+    ///
     /// # Errors
     /// [`Error::GraphAllocation`].
-    pub fn reserve(&mut self, graph: &Graph) -> Result<(), Error> {
+    pub fn reserve(&mut self, graph: Graph) -> Result<(), Error> {
         // SAFETY: scheduler and graph are valid.
         let done = unsafe {
             sys::ggml_backend_sched_reset(self.raw.as_ptr());
@@ -62,8 +65,9 @@ impl Scheduler {
         if done { Ok(()) } else { Err(Error::GraphAllocation { n_nodes: graph.n_nodes() }) }
     }
 
-    /// Bytes of compute buffer on each backend that `graph` would need.
-    pub fn measure(&mut self, graph: &Graph) -> Vec<usize> {
+    /// Bytes of compute buffer on each backend that `graph` would need; the graph is used up, as in
+    /// [`reserve`](Self::reserve).
+    pub fn measure(&mut self, graph: Graph) -> Vec<usize> {
         let mut sizes = vec![0; self.backends.len()];
         // SAFETY: scheduler and graph are valid, one size per backend.
         unsafe {
@@ -74,7 +78,8 @@ impl Scheduler {
         sizes
     }
 
-    /// Gives every node of `graph` a place, forgetting the graph before it. Inputs may be written afterwards.
+    /// Gives every node of `graph` a place, forgetting the graph before it. Inputs may be written afterwards, and the
+    /// graph computed any number of times, but it must be new: see [`reserve`](Self::reserve).
     ///
     /// # Errors
     /// [`Error::GraphAllocation`].

@@ -75,9 +75,9 @@ fn measuring_a_graph_leaves_the_scheduler_usable() {
         graph.output(&result);
         (graph, input, result)
     };
-    let sizes = scheduler.measure(&build(64).0);
+    let sizes = scheduler.measure(build(64).0);
     assert!(sizes.len() == 1 && sizes[0] >= 64 * 32 * 4, "{sizes:?}");
-    scheduler.reserve(&build(64).0).expect("memory");
+    scheduler.reserve(build(64).0).expect("memory");
     let (graph, input, result) = build(3);
     let found = support::compute(&mut scheduler, &graph, &[Data::F32(&input, &[0.0; 96])], &result);
     assert_eq!(found, [0.0; 96]);

@@ -12,11 +12,18 @@ pub(crate) struct KvCache {
 }
 
 impl KvCache {
-    /// Bytes for `n_ctx` cells.
-    pub fn size_bytes(hparams: &HyperParams, n_ctx: usize, type_k: Type, type_v: Type) -> u64 {
+    /// Bytes of host memory that `n_ctx` cells take.
+    pub fn host_bytes(
+        hparams: &HyperParams,
+        placement: &Placement,
+        n_ctx: usize,
+        type_k: Type,
+        type_v: Type,
+    ) -> u64 {
         let (k, v) = widths(hparams);
         let cell = type_k.row_bytes(k) + type_v.row_bytes(v);
-        cell as u64 * n_ctx as u64 * u64::from(hparams.n_layer)
+        let n_layers = (0..hparams.n_layer).filter(|layer| placement.place_cache(*layer).is_host()).count();
+        cell as u64 * n_ctx as u64 * n_layers as u64
     }
 
     /// Allocates `n_ctx` cells, each layer's where its attention is computed.

@@ -87,8 +87,8 @@ impl Session {
         let (type_k, type_v) = cache_types(hparams, options)?;
         let n_ctx = if options.n_ctx == 0 { hparams.n_ctx_train } else { options.n_ctx };
         let n_ctx = (n_ctx as usize).next_multiple_of(KV_STEP);
-        let kv_bytes = KvCache::size_bytes(hparams, n_ctx, type_k, type_v);
-        check_memory(model, n_ctx, kv_bytes, 0)?;
+        let kv_bytes = KvCache::host_bytes(hparams, model.placement(), n_ctx, type_k, type_v);
+        check_memory(n_ctx, kv_bytes, 0)?;
 
         let threads = |wanted: u32| if wanted == 0 { default_threads() } else { wanted as usize };
         let pool = new_pool(threads(options.n_threads))?;
@@ -117,11 +117,10 @@ impl Session {
             n_outputs: 1,
             flash_attention: options.flash_attention,
         };
-        let measured = graph::build(model, &cache, largest);
-        let compute: u64 = scheduler.measure(&measured.graph).iter().map(|bytes| *bytes as u64).sum();
-        check_memory(model, n_ctx, kv_bytes, compute)?;
-        scheduler.reserve(&measured.graph)?;
-        drop(measured);
+        let measured = graph::build(model, &cache, largest).graph;
+        let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
+        check_memory(n_ctx, kv_bytes, compute)?;
+        scheduler.reserve(graph::build(model, &cache, largest).graph)?;
         Ok(Session {
             current: None,
             scheduler,
@@ -353,12 +352,9 @@ fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type,
     Ok((type_k, type_v))
 }
 
-/// Refuses what is sure not to fit on the host, before it is touched; devices say so themselves.
-fn check_memory(model: &Model, n_ctx: usize, kv_bytes: u64, compute_bytes: u64) -> Result<(), Error> {
-    if !model.placement().devices().is_empty() {
-        return Ok(());
-    }
-    let needed_bytes = kv_bytes + compute_bytes;
+/// Refuses what is sure not to fit in the host's memory, before it is touched; devices say so themselves.
+fn check_memory(n_ctx: usize, kv_bytes: u64, compute_bytes: u64) -> Result<(), Error> {
+    let needed_bytes = kv_bytes.saturating_add(compute_bytes);
     match memory::available_bytes() {
         Some(available_bytes) if needed_bytes > available_bytes => Err(Error::ContextMemory {
             n_ctx: n_ctx as u32,

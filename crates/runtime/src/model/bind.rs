@@ -247,7 +247,8 @@ impl<'a> Binder<'a> {
             } else if self.use_mmap && first.offset.is_multiple_of(4) {
                 if pieces.len() == 1 {
                     pending.in_place = true;
-                } else if let Some(stride) = stride(pieces) {
+                } else if let Some(stride) = stride(pieces).filter(|_| self.placement.devices().is_empty()) {
+                    // The scheduler copies single experts to a device as if they lay back to back.
                     pending.tensor = self.context.strided_tensor(name, ty, [ne[0], ne[1], ne[2]], stride);
                     pending.in_place = true;
                 }

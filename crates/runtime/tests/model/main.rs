@@ -1,0 +1,6 @@
+//! Models made from the checkpoint that ships with the project, loaded and run in every way there is.
+
+mod bad_models;
+mod fixture;
+mod placement;
+mod sessions;
