@@ -63,6 +63,22 @@ fn print(text: &str) -> Result<(), anyhow::Error> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(exit::stdout_error)
 }
 
+/// A failure of the runtime, with what the user might do about it.
+fn advise(error: runtime::Error) -> anyhow::Error {
+    use bruce::size::bytes;
+    match error {
+        runtime::Error::ContextMemory { n_ctx, needed_bytes, kv_bytes, compute_bytes, available_bytes } => {
+            let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
+            let (kv, compute) = (bytes(kv_bytes), bytes(compute_bytes));
+            let error = anyhow::anyhow!(
+                "a context of {n_ctx} tokens needs {needed} ({kv} for the KV cache, {compute} for computing), and {available} are free"
+            );
+            exit::with_hint(error, "use a smaller context (-c), or a smaller cache (-ctk q8_0 -ctv q8_0)")
+        }
+        other => other.into(),
+    }
+}
+
 /// The text of a file; it must be UTF-8.
 fn text_file(path: &Path) -> Result<String, anyhow::Error> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;

@@ -46,8 +46,12 @@ pub struct Args {
     no_bos: bool,
 
     /// Take the names of control tokens as text
-    #[arg(long)]
+    #[arg(long, overrides_with = "parse_special")]
     no_parse_special: bool,
+
+    /// The default; undoes --no-parse-special
+    #[arg(long, hide = true, overrides_with = "no_parse_special")]
+    parse_special: bool,
 
     /// Print the number of tokens last
     #[arg(long)]

@@ -93,7 +93,7 @@ impl Report {
     /// What comes behind the last row.
     pub fn footer(&self) -> String {
         match self.format {
-            Format::Md => format!("\nbuild: {}\n", bruce::VERSION),
+            Format::Md => format!("\nbuild: {}\n", env!("BRUCE_VERSION")),
             Format::Json => "\n]\n".to_owned(),
             _ => String::new(),
         }
@@ -212,7 +212,7 @@ fn value(field: &str, test: &Test, outcome: &Outcome) -> Value {
     let times: Vec<f64> = outcome.samples.nanoseconds().into_iter().map(|ns| ns as f64).collect();
     let rates = outcome.samples.rates();
     match field {
-        "build_commit" => json!(bruce::VERSION),
+        "build_commit" => json!(env!("BRUCE_VERSION")),
         "cpu_info" => json!(devices(|kind| kind == ggml::DeviceKind::Cpu)),
         "gpu_info" => json!(devices(|kind| kind != ggml::DeviceKind::Cpu)),
         "backends" => json!(backends()),

@@ -10,7 +10,7 @@ use crate::{bench, devices, generate, inspect, perplexity, tokenize};
 use bruce::exit::{self, UsageError, with_hint};
 use clap::builder::styling::Styles;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -26,7 +26,8 @@ Examples:
   bruce-run inspect model.gguf
   bruce-run bench model.gguf -p 512 -n 128
 
-Flags are llama.cpp's, in its spelling too (-ngl 99, -no-cnv), as are the variables LLAMA_ARG_*.";
+Flags are llama.cpp's, in its spelling too (-ngl 99, -no-cnv). Where a flag is not given, the variable LLAMA_ARG_<FLAG>
+counts: LLAMA_ARG_CTX_SIZE=4096, LLAMA_ARG_N_GPU_LAYERS=99.";
 
 /// Runs GGUF models of the Llama family, dense and Mixture-of-Experts.
 #[derive(Debug, Parser)]
@@ -71,11 +72,9 @@ pub enum Command {
 impl Cli {
     /// What this process was called to do, or its exit code where it was asked for help or called wrongly.
     pub fn from_command_line() -> Result<Command, ExitCode> {
-        let mut command = Cli::command().mut_args(|arg| arg.hide_env_values(true));
+        let mut command = compact(Cli::command());
         for name in command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>() {
-            command = command.mut_subcommand(name, |sub| {
-                sub.max_term_width(100).mut_args(|arg| arg.hide_env_values(true))
-            });
+            command = command.mut_subcommand(name, compact);
         }
         if bruce::terminal::no_color() {
             command = command.styles(Styles::plain());
@@ -88,6 +87,16 @@ impl Cli {
             Err(error) => Err(refuse(&error)),
         }
     }
+}
+
+/// The command with a help that fits a screen or two: one line for a flag, whichever way help is asked for.
+fn compact(command: clap::Command) -> clap::Command {
+    let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print this help");
+    command
+        .max_term_width(100)
+        .mut_args(|arg| arg.hide_env(true))
+        .disable_help_flag(true)
+        .arg(help.help_heading("Other options"))
 }
 
 /// Prints help where it was asked for, else one line that says what is wrong.

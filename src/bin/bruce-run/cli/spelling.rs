@@ -50,12 +50,9 @@ fn find<'a>(command: &'a Command, token: &OsStr) -> Option<(&'a Arg, Option<OsSt
         command.get_arguments().find(|arg| has_long(arg, &name))
     } else {
         let name = name.strip_prefix('-')?;
-        let mut letters = name.chars();
-        match (letters.next(), letters.next()) {
-            (Some(letter), None) => command.get_arguments().find(|arg| arg.get_short() == Some(letter)),
-            // One letter with a long alias of the same name would be the short one, found above.
-            _ => command.get_arguments().find(|arg| has_long(arg, name)),
-        }
+        let is_short = |arg: &&Arg| arg.get_short().is_some_and(|letter| name.chars().eq([letter]));
+        let mut arguments = command.get_arguments();
+        arguments.find(is_short).or_else(|| command.get_arguments().find(|arg| has_long(arg, name)))
     }?;
     Some((arg, value))
 }
@@ -97,6 +94,7 @@ mod tests {
             .arg(Arg::new("prompt").short('p').long("prompt"))
             .arg(Arg::new("layers").long("n-gpu-layers").alias("ngl"))
             .arg(Arg::new("fa").long("flash-attn").alias("fa").num_args(0..=1).value_parser(["on", "off"]))
+            .arg(Arg::new("cnv").long("conversation").aliases(["cnv", "i"]).action(ArgAction::SetTrue))
             .arg(Arg::new("st").long("single-turn").alias("st").action(ArgAction::SetTrue))
             .subcommand(Command::new("sub").arg(Arg::new("pg").long("pg")));
         command.build();
@@ -113,6 +111,7 @@ mod tests {
     #[test]
     fn several_letters_after_one_hyphen() {
         check(&["m.gguf", "-ngl", "99", "-st"], &["m.gguf", "--n-gpu-layers=99", "--single-turn"]);
+        check(&["-i", "-cnv", "-p", "x"], &["--conversation", "--conversation", "--prompt=x"]);
         check(&["--n_gpu_layers", "4"], &["--n-gpu-layers=4"]);
         check(&["--n_gpu_layers=4"], &["--n-gpu-layers=4"]);
     }

@@ -66,7 +66,7 @@ pub struct PromptArgs {
     #[arg(long, alias = "st", conflicts_with = "no_conversation")]
     single_turn: bool,
 
-    /// Use this template instead of the file's: a name the file has, or Jinja text
+    /// Use this template instead of the file's: a well-known name (chatml, mistral-v3, ...) or Jinja
     #[arg(long, value_name = "NAME|TEXT", env = "LLAMA_ARG_CHAT_TEMPLATE")]
     chat_template: Option<String>,
 

@@ -2,6 +2,8 @@
 
 mod answer;
 mod args;
+mod chat;
+mod dialogue;
 mod logprobs;
 mod mode;
 mod screen;
@@ -16,7 +18,9 @@ use answer::{Answer, Engine, Limits, Stop};
 use anyhow::Context;
 use args::{Config, Output};
 use bruce::exit::{UsageError, with_hint};
+use dialogue::Dialogue;
 use mode::{Circumstances, Impossible, Mode};
+use runtime::chat::ChatTemplate;
 use runtime::sampler::Sampler;
 use runtime::tokenizer::{AddBos, Special, TokenId};
 use runtime::{Model, Session};
@@ -39,8 +43,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
         eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
     }
-    let mode = decide(&config, false)?;
-    let mut session = Session::new(&model, &args.context.options())?;
+    let template = template(&config, &model)?;
+    let mode = decide(&config, template.is_some())?;
+    let mut session = Session::new(&model, &args.context.options()).map_err(crate::advise)?;
     let sampler = sampler(args, &model, session.n_ctx())?;
     if !args.context.no_warmup {
         session.warm_up()?;
@@ -50,14 +55,35 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
-    let ended = match mode {
-        Mode::Continue => continue_text(&config, &mut engine)?,
-        Mode::Answer | Mode::Converse => Ended::Done,
+    let ended = match (mode, template) {
+        (Mode::Answer, Some(template)) => answer_question(&config, &mut engine, template)?,
+        (Mode::Converse, Some(template)) => {
+            let mut dialogue = Dialogue::new(template, config.system.clone());
+            chat::converse(&config, &mut engine, &mut dialogue)?
+        }
+        _ => continue_text(&config, &mut engine)?,
     };
     if config.timings {
         eprint!("\n{}", engine.timings().lines());
     }
     Ok(ended)
+}
+
+/// The chat template: the user's, else the file's; none where text is to be continued.
+fn template(config: &Config, model: &Model) -> Result<Option<ChatTemplate>, anyhow::Error> {
+    if config.conversation == Some(false) {
+        return Ok(None);
+    }
+    match &config.template {
+        Some(given) => match ChatTemplate::from_argument(given, model.tokenizer()) {
+            Ok(template) => Ok(Some(template)),
+            Err(error) => Err(UsageError(error.to_string()).into()),
+        },
+        None => ChatTemplate::from_metadata(model.gguf().metadata(), model.tokenizer()).map_err(|error| {
+            let error = anyhow::Error::new(error).context(model.gguf().path().display().to_string());
+            with_hint(error, "use another template with --chat-template, or continue text with -no-cnv")
+        }),
+    }
 }
 
 fn decide(config: &Config, has_template: bool) -> Result<Mode, anyhow::Error> {
@@ -119,11 +145,26 @@ fn describe(model: &Model, session: &Session, sampler: &Sampler) {
     );
 }
 
+/// The prompt as the one question of a conversation.
+fn answer_question(
+    config: &Config,
+    engine: &mut Engine,
+    template: ChatTemplate,
+) -> Result<Ended, anyhow::Error> {
+    let question = prompt(config)?;
+    let mut dialogue = Dialogue::new(template, config.system.clone());
+    dialogue.ask(&question)?;
+    let ids = dialogue.prompt(engine.session().model().tokenizer());
+    answer_once(config, engine, &ids, "")
+}
+
+/// The prompt given, or all of stdin.
+fn prompt(config: &Config) -> Result<String, anyhow::Error> {
+    config.prompt.clone().map_or_else(stdin_text, Ok)
+}
+
 fn continue_text(config: &Config, engine: &mut Engine) -> Result<Ended, anyhow::Error> {
-    let prompt = match &config.prompt {
-        Some(prompt) => prompt.clone(),
-        None => stdin_text()?,
-    };
+    let prompt = prompt(config)?;
     let tokenizer = engine.session().model().tokenizer();
     let special = if config.parse_special { Special::Parse } else { Special::Literal };
     let mut ids = tokenizer.encode(&prompt, special, AddBos::Auto);

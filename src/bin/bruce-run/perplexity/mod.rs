@@ -76,7 +76,8 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         );
         return Err(with_hint(error, "give a longer text, or smaller chunks with -c"));
     }
-    let mut session = Session::new(&model, &SessionOptions { n_ctx: size as u32, ..args.context.options() })?;
+    let options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
+    let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_chunks = tokens.len() / size;
     let n_chunks = usize::try_from(args.chunks).map_or(n_chunks, |wanted| wanted.min(n_chunks));
     if !args.json {
