@@ -1,5 +1,6 @@
 //! Runs a GGUF model on ggml: weights, placement, graph, session, sampler, tokenizer, chat template.
 
+pub mod chat;
 mod error;
 mod graph;
 mod kv_cache;
