@@ -1,1 +1,12 @@
-//! What both programs share.
+//! What both programs share: how they end, what they print on a terminal, how they write sizes.
+//!
+//! The programs themselves are `src/bin/bruce-quant` and `src/bin/bruce-run`; everything they do is in the crates of
+//! the workspace. Results go to stdout, everything else to stderr. A program ends with 0 on success, 1 on failure, 2
+//! when it was called wrongly and 130 when it was interrupted ([`exit`]).
+
+pub mod exit;
+pub mod size;
+pub mod terminal;
+
+/// Version of the programs.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -56,7 +56,7 @@ fn a_folder_that_may_not_be_written_to_is_refused() {
 fn a_folder_as_output_receives_the_default_name() {
     let folder = tempfile::tempdir().expect("a folder");
     succeed(&mut quantize_to(folder.path()));
-    assert_eq!(listing(folder.path()), ["Tiny-Moe-Q8_0.gguf"]);
+    assert_eq!(listing(folder.path()), ["tiny-moe-Q8_0.gguf"]);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn the_bytes_do_not_depend_on_threads_or_company() {
         let output = folder.path().join(threads);
         fs::create_dir(&output).expect("a folder");
         succeed(bruce_quant().arg(&model).args(["-t", threads, "-q", types, "-o"]).arg(&output));
-        written.push(fs::read(output.join("Tiny-Moe-Q4_K_M.gguf")).expect("the output"));
+        written.push(fs::read(output.join("tiny-moe-Q4_K_M.gguf")).expect("the output"));
     }
     assert!(written.windows(2).all(|pair| pair[0] == pair[1]), "the outputs differ");
 }

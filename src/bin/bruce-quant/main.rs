@@ -1,2 +1,66 @@
-//! bruce-quant
-fn main() {}
+//! bruce-quant: a checkpoint directory goes in, quantized GGUF files come out.
+
+mod args;
+mod config;
+mod output;
+mod progress;
+mod report;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bruce::exit;
+use bruce::terminal::neutral_line;
+
+use args::Args;
+use config::Config;
+
+fn main() -> ExitCode {
+    let args = match Args::from_command_line() {
+        Ok(args) => args,
+        Err(ended) => return ended,
+    };
+    exit::finish(run(args))
+}
+
+fn run(args: Args) -> Result<(), anyhow::Error> {
+    let config = Config::resolve(args)?;
+    ctrlc::set_handler(interrupted).context("cannot watch for Ctrl-C")?;
+
+    let checkpoint = checkpoint::Checkpoint::open_with(&config.model, &config.open)?;
+    if !config.quiet {
+        for warning in checkpoint.warnings() {
+            eprintln!("warning: {}", neutral_line(warning));
+        }
+    }
+    let plan = convert::Plan::new(&checkpoint, &config.plan)?;
+    let paths = output::paths(&config, &plan)?;
+    let rooms = output::rooms(&plan, &paths)?;
+    if config.dry_run {
+        return print(&report::plan(&plan, &paths, &rooms));
+    }
+    output::check(&config, &paths)?;
+    output::check_room(&rooms)?;
+    if config.verbose {
+        eprint!("{}", report::plan(&plan, &paths, &rooms));
+    }
+
+    let drawn = progress::draw(&config);
+    let done = convert::execute(&checkpoint, &plan, &paths, &config.execute, drawn.as_ref());
+    drop(drawn);
+    let summary = done.map_err(config::advise)?;
+    if config.quiet { Ok(()) } else { print(&report::summary(&plan, &summary)) }
+}
+
+/// Ctrl-C: no partial file stays behind.
+fn interrupted() {
+    gguf::discard_partial_files();
+    eprintln!("interrupted");
+    std::process::exit(i32::from(exit::INTERRUPTED));
+}
+
+fn print(text: &str) -> Result<(), anyhow::Error> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(exit::stdout_error)
+}

@@ -5,14 +5,19 @@ use super::{Error, Message};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Work a template may do for each rendering, in minijinja's unit (an instruction, or 64 bytes made): far above what
 /// any real template needs, a fraction of a second.
 const FUEL: u64 = 2_000_000;
 
-/// Depth of calls; each level takes stack, of which a thread may have little.
+/// Time for each rendering.
+const TIME: Duration = Duration::from_secs(2);
+
+/// Stack in bytes, and depth of calls, each of which takes some of it.
+const STACK: usize = 8 << 20;
 const RECURSION: usize = 100;
 
 /// A template with the values that do not change between renderings.
@@ -46,7 +51,28 @@ impl Engine {
     }
 
     /// The text of `messages`.
+    ///
+    /// Fuel does not cover everything: a list joined to itself again and again is made at no cost, and walked in
+    /// exponential time. So the work is done on a thread of its own, which is left behind when time is up, to the end of
+    /// the process at worst; it also has a stack of known size.
     pub(super) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (engine, messages) = (self.clone(), messages.to_vec());
+        let work = move || {
+            // Nobody listens any more when time is up.
+            let _ = sender.send(engine.render_here(&messages, add_generation_prompt));
+        };
+        let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
+        let failed = |detail: String| Error::Render { line: 0, detail };
+        thread.spawn(work).map_err(|e| failed(format!("no thread to render on: {e}")))?;
+        match receiver.recv_timeout(TIME) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => Err(Error::Endless),
+            Err(RecvTimeoutError::Disconnected) => Err(failed("the template engine failed".to_owned())),
+        }
+    }
+
+    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
         let refusal = Arc::new(Mutex::new(None));
         let size: usize = messages.iter().map(|m| m.content.len()).sum();
         let env = environment(self.now, &refusal, FUEL.saturating_add(size as u64));
@@ -67,7 +93,7 @@ impl Engine {
             let line = e.line().unwrap_or(0);
             match refusal.lock().ok().and_then(|mut refusal| refusal.take()) {
                 Some(message) => Error::Refused(message),
-                None if is_endless(&e) => Error::Endless { line },
+                None if is_endless(&e) => Error::Endless,
                 None => Error::Render { line, detail: describe(&e) },
             }
         })

@@ -16,11 +16,8 @@ pub enum Error {
     #[error("the chat template refuses this conversation: {0}")]
     Refused(String),
     /// The template works without end.
-    #[error("chat template: it loops, recurses or grows without end (stopped at line {line})")]
-    Endless {
-        /// Line of the template, from 1.
-        line: usize,
-    },
+    #[error("chat template: it loops, recurses or grows without end")]
+    Endless,
     /// The template fails on these messages.
     #[error("chat template, line {line}: {detail}")]
     Render {

@@ -100,10 +100,10 @@ impl ChatTemplate {
     /// The template `jinja`, for a model whose BOS and EOS tokens are written `bos_token` and `eos_token`.
     ///
     /// # Errors
-    /// [`Error::Syntax`] if it is not Jinja.
+    /// [`Error::Syntax`] if it is not Jinja, [`Error::Endless`] if it does not end on a plain chat.
     pub fn new(jinja: &str, bos_token: &str, eos_token: &str) -> Result<Self, Error> {
         let engine = Engine::new(jinja, bos_token, eos_token)?;
-        let supports_system = supports_system(&engine);
+        let supports_system = supports_system(&engine)?;
         Ok(ChatTemplate { engine, supports_system })
     }
 
@@ -178,10 +178,15 @@ impl ChatTemplate {
 }
 
 /// Whether system text arrives in the rendered text.
-fn supports_system(engine: &Engine) -> bool {
+fn supports_system(engine: &Engine) -> Result<bool, Error> {
     const PROBE: &str = "b9c1f0 system probe";
     let messages = [Message::new(Role::System, PROBE), Message::new(Role::User, "Hello")];
-    engine.render(&messages, true).is_ok_and(|text| text.contains(PROBE))
+    match engine.render(&messages, true) {
+        Ok(text) => Ok(text.contains(PROBE)),
+        Err(Error::Endless) => Err(Error::Endless),
+        // A template may refuse the system text, or any other chat than the one to come.
+        Err(_) => Ok(false),
+    }
 }
 
 #[cfg(test)]

@@ -190,16 +190,18 @@ fn endless_templates_end() {
         "{{ 'x' * 10000000000 }}",
         "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l|length }}",
         "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
-        "{{ 'x'|center(10000000000) }}",
+        "{{ 'x'|indent(10000000000, true) }}",
     ];
     for jinja in endless {
         let start = std::time::Instant::now();
-        let error = template(jinja).render(&[user("x")], true).unwrap_err();
-        assert!(matches!(error, Error::Endless { .. } | Error::Render { .. }), "{jinja}: {error}");
-        assert!(start.elapsed().as_secs() < 20, "{jinja}: {:?}", start.elapsed());
+        let error = ChatTemplate::new(jinja, "", "").unwrap_err();
+        assert!(matches!(error, Error::Endless), "{jinja}: {error}");
+        assert!(start.elapsed().as_secs() < 10, "{jinja}: {:?}", start.elapsed());
     }
-    assert!(matches!(template(endless[0]).render(&[], true), Err(Error::Endless { .. })));
-    assert!(matches!(template(endless[1]).render(&[], true), Err(Error::Endless { .. })));
+    // Also where only some chats send it astray.
+    let t = template("{% if messages|length > 2 %}{{ 'x' * 10000000000 }}{% endif %}ok");
+    assert!(t.render(&[user("x")], true).is_ok());
+    assert!(matches!(t.render(&[user("x"), user("y"), user("z")], true), Err(Error::Endless)));
 }
 
 #[test]

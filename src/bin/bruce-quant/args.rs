@@ -1,0 +1,144 @@
+//! The command line, as typed.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bruce::exit::{self, UsageError};
+use clap::builder::styling::Styles;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  bruce-quant BurningBruce-004 -q q4_k
+      writes BurningBruce-004-Q4_K_M.gguf beside the directory
+  bruce-quant BurningBruce-004 -q q4_k,q8_0 -o /srv/models/
+      writes two files into /srv/models and reads the checkpoint once
+  bruce-quant BurningBruce-004 -q q5_k_m --dry-run
+      shows every tensor, the size, and whether the disk has room
+
+Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, Q4_0, Q5_0, Q5_1, BF16, F16, F32.
+The types of single tensors follow llama-quantize, so the tensors equal those it makes.";
+
+/// Quantizes a Hugging Face checkpoint (Llama, Mistral, Mixtral) to GGUF, in one pass.
+#[derive(Debug, Parser)]
+#[command(name = "bruce-quant", version = bruce::VERSION, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Args {
+    /// The checkpoint: a directory with config.json, safetensors and a tokenizer.
+    #[arg(value_name = "MODEL_DIR")]
+    pub model: PathBuf,
+
+    /// What to quantize to; several separated by commas.
+    #[arg(
+        short,
+        long = "quant",
+        visible_alias = "type",
+        value_name = "TYPE[,TYPE]",
+        required = true,
+        value_delimiter = ','
+    )]
+    pub quant: Vec<String>,
+
+    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL_DIR].
+    #[arg(short, long, value_name = "PATH|DIR")]
+    pub output: Option<PathBuf>,
+
+    /// Replace files that exist.
+    #[arg(short, long)]
+    pub force: bool,
+
+    /// Show what would be written, and whether the disk has room; write nothing.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// How experts are stored: all of a layer in one tensor, which llama.cpp needs, or each in its own.
+    #[arg(long, value_enum, default_value_t = Experts::Stacked, value_name = "LAYOUT")]
+    pub expert_layout: Experts,
+
+    /// A type weights pass through first, as in llama.cpp's two steps (convert, then quantize).
+    #[arg(long, value_enum, default_value_t = Via::Source, value_name = "TYPE")]
+    pub via: Via,
+
+    /// Number of threads [default: one per core].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+
+    /// The model's name, instead of what the checkpoint says.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// The pre-tokenizer (tokenizer.ggml.pre), where tokenizer.json is not recognised.
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
+
+    /// Leave out tensors that no Llama or Mixtral has, instead of refusing the checkpoint.
+    #[arg(long)]
+    pub ignore_unknown_tensors: bool,
+
+    /// Let NaN and infinities in weights through (never in norms and routers).
+    #[arg(long)]
+    pub allow_non_finite: bool,
+
+    /// Show the plan before the work.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// Print errors only.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// How experts are stored.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Experts {
+    /// One tensor per projection holds all experts.
+    Stacked,
+    /// One tensor per projection and expert.
+    Split,
+}
+
+/// What weights pass through.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Via {
+    /// Nothing: quantize what the checkpoint holds.
+    Source,
+    /// BF16.
+    Bf16,
+    /// F16.
+    F16,
+}
+
+impl Args {
+    /// The arguments of this process, or the exit code where the command line asks for help or makes no sense.
+    pub fn from_command_line() -> Result<Args, ExitCode> {
+        let plain = bruce::terminal::no_color();
+        let matches = <Args as clap::CommandFactory>::command();
+        let matches = if plain { matches.styles(Styles::plain()) } else { matches };
+        let parsed =
+            matches.try_get_matches().and_then(|m| <Args as clap::FromArgMatches>::from_arg_matches(&m));
+        parsed.map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                let shown = write!(std::io::stdout(), "{}", error.render());
+                exit::finish(shown.map_err(exit::stdout_error))
+            }
+            _ => exit::finish(Err(exit::with_hint(
+                UsageError(message(&error)),
+                "bruce-quant --help shows the options and examples",
+            ))),
+        })
+    }
+}
+
+/// clap's message without its own prefix and usage: one line.
+fn message(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        if let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) {
+            return format!("missing {}", missing.join(" and "));
+        }
+    }
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}

@@ -1,0 +1,106 @@
+//! What the arguments mean: every choice made, nothing read yet.
+
+use std::path::PathBuf;
+
+use bruce::exit::{self, UsageError};
+use model_spec::FileType;
+
+use crate::args::{Args, Experts, Via};
+
+/// What this run will do.
+pub struct Config {
+    /// The checkpoint directory.
+    pub model: PathBuf,
+    /// Where to write, if anywhere in particular.
+    pub output: Option<PathBuf>,
+    /// Whether existing files are replaced.
+    pub force: bool,
+    /// Whether to show the plan and stop.
+    pub dry_run: bool,
+    /// Whether to show the plan before the work.
+    pub verbose: bool,
+    /// Whether to print errors only.
+    pub quiet: bool,
+    /// How the checkpoint is opened.
+    pub open: checkpoint::OpenOptions,
+    /// What is made of it.
+    pub plan: convert::Options,
+    /// How.
+    pub execute: convert::ExecuteOptions,
+}
+
+impl Config {
+    /// The meaning of `args`.
+    ///
+    /// # Errors
+    /// A type is unknown or not made here, or named twice.
+    pub fn resolve(args: Args) -> Result<Config, anyhow::Error> {
+        let mut file_types = Vec::new();
+        for name in &args.quant {
+            let file_type = file_type(name)?;
+            if file_types.contains(&file_type) {
+                return Err(UsageError(format!("-q: {file_type} is named twice")).into());
+            }
+            file_types.push(file_type);
+        }
+        let overwrite = if args.force { gguf::Overwrite::Replace } else { gguf::Overwrite::Refuse };
+        Ok(Config {
+            model: args.model,
+            output: args.output,
+            force: args.force,
+            dry_run: args.dry_run,
+            verbose: args.verbose,
+            quiet: args.quiet,
+            open: checkpoint::OpenOptions {
+                pre_tokenizer: args.pre_tokenizer,
+                ignore_unknown_tensors: args.ignore_unknown_tensors,
+            },
+            plan: convert::Options {
+                file_types,
+                expert_layout: match args.expert_layout {
+                    Experts::Stacked => convert::ExpertLayout::Stacked,
+                    Experts::Split => convert::ExpertLayout::Split,
+                },
+                via: match args.via {
+                    Via::Source => convert::Via::Source,
+                    Via::Bf16 => convert::Via::Bf16,
+                    Via::F16 => convert::Via::F16,
+                },
+                name: args.name,
+                quantized_by: Some("Bruce".to_owned()),
+            },
+            execute: convert::ExecuteOptions {
+                threads: args.threads.map_or(0, usize::from),
+                overwrite,
+                allow_non_finite: args.allow_non_finite,
+            },
+        })
+    }
+}
+
+/// The file type of a name that was typed.
+fn file_type(name: &str) -> Result<FileType, anyhow::Error> {
+    let available = |t: &FileType| quants::can_quantize(t.default_type());
+    let valid = || convert::file_types().filter(available).map(FileType::name).collect::<Vec<_>>().join(", ");
+    let found = FileType::from_name(name.trim());
+    if let Some(t) = convert::file_types().filter(available).find(|t| Some(*t) == found) {
+        return Ok(t);
+    }
+    let what = match found {
+        Some(t) => format!("-q: found {t}, which is not made here, expected one of {}", valid()),
+        None => format!("-q: found unknown type {name:?}, expected one of {}", valid()),
+    };
+    Err(UsageError(what).into())
+}
+
+/// An error of the conversion, with what to do about it where that is known.
+pub fn advise(error: convert::Error) -> anyhow::Error {
+    match &error {
+        convert::Error::NonFinite { .. } => exit::with_hint(
+            error,
+            "the merge that made this checkpoint went wrong there; --allow-non-finite lets such weights through \
+             (never in norms and routers)",
+        ),
+        _ => error.into(),
+    }
+}
