@@ -72,7 +72,7 @@ pub(super) fn format_time(format: &str, now: SystemTime) -> String {
 
 /// Year, month, day of the month and day of the year, all from 1, of the day `days` after 1 January 1970.
 fn civil(days: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let (mut year, mut rest) = (1970, days);
     while rest >= 365 + u64::from(leap(year)) {
         rest -= 365 + u64::from(leap(year));

@@ -74,7 +74,7 @@ pub struct Segment<'t> {
 }
 
 enum Encoder {
-    Spm(Spm),
+    Spm(Box<Spm>),
     ByteLevel(Box<ByteLevel>),
 }
 
@@ -98,7 +98,7 @@ impl Tokenizer {
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, Error> {
         let mut vocab = Vocab::from_metadata(metadata)?;
         let (encoder, add_bos) = match vocab.kind {
-            Kind::SentencePiece => (Encoder::Spm(Spm::new(&vocab)), true),
+            Kind::SentencePiece => (Encoder::Spm(Box::new(Spm::new(&vocab))), true),
             Kind::ByteLevel => {
                 let mut pre = PreTokenizer::named(&vocab.pre);
                 vocab.warnings.extend(pre.warning.take());

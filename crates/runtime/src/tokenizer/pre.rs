@@ -24,6 +24,8 @@ const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]
 const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
 const MINICPM5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+/// Letters with case, as far as an older Unicode and the makers of DeepSeek LLM knew them.
+const CASED: &str = r"\s?[[\p{Lu}\p{Ll}\p{Lt}]--[\u{560}\u{588}\u{10c7}\u{10cd}\u{10d0}-\u{10ff}\u{1c80}-\u{1c8a}\u{2d00}-\u{2d2d}\u{a790}-\u{a7fa}\u{ab30}-\u{ab68}\u{10570}-\u{105bc}\u{16e40}-\u{16e7f}\u{1d400}-\u{1d7cb}\u{1df00}-\u{1df1e}]]+";
 const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|`]+";
 
 /// One rule and the names it goes by.
@@ -51,7 +53,7 @@ const fn whole_words(
 /// The rule of files that name none. llama.cpp cuts runs of punctuation and of digits first.
 const DEFAULT: Rule = rule(&["default"], &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]);
 
-const RULES: [Rule; 21] = [
+const RULES: [Rule; 22] = [
     DEFAULT,
     rule(
         &[
@@ -115,6 +117,17 @@ const RULES: [Rule; 21] = [
     rule(&["qwen35"], &[QWEN35]),
     whole_words(&["tekken"], &[TEKKEN], true),
     rule(&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], &[GPT4O]),
+    rule(
+        &["deepseek-llm"],
+        &[
+            "[\r\n]",
+            CASED,
+            r"\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+",
+            r"\s+$",
+            "[一-龥ࠀ-一가-\u{d7ff}]+",
+            r"\p{N}+",
+        ],
+    ),
     rule(&["deepseek-coder"], &["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{d7ff}]+", r"\p{N}"]),
     rule(
         &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],

@@ -266,8 +266,11 @@ pub(super) fn byte_of(text: &str) -> Option<u8> {
         .flatten()
 }
 
+/// Bytes of the tokens that are not UTF-8.
+type RawTokens = HashMap<TokenId, Vec<u8>>;
+
 /// The texts of all tokens, and the bytes of those that are not UTF-8, which get a text that no input contains.
-fn texts(metadata: &Metadata) -> Result<(Vec<String>, HashMap<TokenId, Vec<u8>>), Error> {
+fn texts(metadata: &Metadata) -> Result<(Vec<String>, RawTokens), Error> {
     let key = keys::TOKENIZER_TOKENS;
     let strings = metadata.byte_strings(key)?.ok_or(Error::Missing { key, expected: "the vocabulary" })?;
     if strings.is_empty() {
