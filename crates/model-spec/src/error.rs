@@ -55,6 +55,7 @@ impl Error {
     pub fn in_file(self, file: impl Into<PathBuf>) -> Self {
         match self {
             Error::InFile { .. } => self,
+            Error::Metadata(ref error) if error.path().is_some() => self, // names it already
             other => Error::InFile { file: file.into(), source: Box::new(other) },
         }
     }
