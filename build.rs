@@ -35,6 +35,10 @@ fn main() {
     let text = format!("{version}\nggml {ggml}\nbackends: {backends}\nCPU: {cpu}");
     fs::write(out.join("version.txt"), text).expect("the output directory is writable");
 
+    // A toolkit outside the linker's usual directories; only where the program stays on the machine that built it.
+    for directory in from_ggml("RPATH").split(':').filter(|directory| !directory.is_empty()) {
+        println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{directory}");
+    }
     let libraries = from_ggml("LIBDIR");
     if !libraries.is_empty() {
         // Installed, the libraries lie beside the programs; before that, where the build left them.

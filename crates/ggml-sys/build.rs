@@ -3,7 +3,7 @@
 //! Environment:
 //! - `BRUCE_GGML_SOURCE`: a ggml checkout (with `include/` and `src/`) instead of the one that `vendor/ggml` pins.
 //! - `BRUCE_CPU`: the `-march` (x86) or `-mcpu` (Arm) the CPU backend is compiled for; `native` when unset.
-//! - `CUDA_HOME`, `BRUCE_CUDA_ARCH` (with the feature `cuda`): the toolkit, and architectures such as `86,90`.
+//! - `CUDA_HOME`, `BRUCE_CUDA_ARCH` (with the feature `cuda`): the toolkit, and `native` or architectures such as `86,90`.
 
 #[path = "build/cpu.rs"]
 mod cpu;
@@ -17,7 +17,8 @@ mod source;
 mod vulkan;
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// What is compiled for which machine; read once from cargo's and the user's environment.
 pub struct Target {
@@ -121,9 +122,23 @@ fn main() {
         linked.extend(objects);
         features
     };
+    // GPU backends are linked in like the CPU's, or become modules in a portable build: name, objects, libraries.
+    let mut modules: Vec<(&str, Vec<PathBuf>, Vec<OsString>)> = Vec::new();
     if feature("CUDA") {
-        linked.extend(cuda::compile(&source, &target));
-        registry.push("GGML_USE_CUDA");
+        let cuda = cuda::compile(&source, &target);
+        let libraries = cuda::LIBRARIES.map(|name| cuda.libraries.join(format!("lib{name}.so")));
+        if target.portable {
+            modules.push(("ggml-cuda", cuda.objects, libraries.map(OsString::from).into()));
+        } else {
+            linked.extend(cuda.objects);
+            registry.push("GGML_USE_CUDA");
+            println!("cargo::rustc-link-search=native={}", cuda.libraries.display());
+            for name in cuda::LIBRARIES {
+                println!("cargo::rustc-link-lib=dylib={name}");
+            }
+            let run_time: Vec<String> = cuda.run_time.iter().map(|dir| dir.display().to_string()).collect();
+            println!("cargo::metadata=rpath={}", run_time.join(":"));
+        }
         backends.push("cuda");
     }
     if feature("METAL") {
@@ -132,8 +147,14 @@ fn main() {
         backends.push("metal");
     }
     if feature("VULKAN") {
-        linked.extend(vulkan::compile(&source, &target));
-        registry.push("GGML_USE_VULKAN");
+        let objects = vulkan::compile(&source, &target);
+        if target.portable {
+            modules.push(("ggml-vulkan", objects, vec!["-lvulkan".into()]));
+        } else {
+            linked.extend(objects);
+            registry.push("GGML_USE_VULKAN");
+            println!("cargo::rustc-link-lib=dylib=vulkan");
+        }
         backends.push("vulkan");
     }
     let files = ["ggml-backend-dl.cpp", "ggml-backend-reg.cpp"].map(|f| source.ggml.join("src").join(f));
@@ -146,6 +167,10 @@ fn main() {
     if target.portable {
         let base = link_shared(&target, "ggml-base", &linked, &[]);
         cpu::variants(&source, &target, &base);
+        for (name, objects, mut libraries) in modules {
+            libraries.insert(0, base.clone().into());
+            link_shared(&target, name, &objects, &libraries);
+        }
         println!("cargo::rustc-link-search=native={}", target.out.display());
         println!("cargo::rustc-link-lib=dylib=ggml-base");
     } else {
@@ -162,10 +187,6 @@ fn main() {
         if target.portable { target.out.display().to_string() } else { String::new() }
     );
     println!("cargo::rustc-env=GGML_CPU_FEATURES={features}");
-    println!(
-        "cargo::rustc-env=GGML_MODULE_DIR={}",
-        if target.portable { target.out.display().to_string() } else { String::new() }
-    );
 }
 
 /// ggml-base: tensors, graphs, allocation, scheduling and quantization, without architecture flags, so that
@@ -191,8 +212,9 @@ fn base(source: &source::Source, target: &Target) -> Vec<PathBuf> {
     })
 }
 
-/// Links `objects` into `lib<name>.so` in the output directory and returns its path.
-pub fn link_shared(target: &Target, name: &str, objects: &[PathBuf], libraries: &[&Path]) -> PathBuf {
+/// Links `objects` into `lib<name>.so` in the output directory, with libraries named by path or as `-l<name>`, and returns
+/// its path.
+pub fn link_shared(target: &Target, name: &str, objects: &[PathBuf], libraries: &[OsString]) -> PathBuf {
     let path = target.out.join(format!("lib{name}.so"));
     let mut command = cc::Build::new().cpp(true).get_compiler().to_command();
     command.arg("-shared").arg("-o").arg(&path).args(objects).args(libraries).args([

@@ -163,6 +163,6 @@ pub fn variants(source: &Source, target: &Target, base: &Path) {
             define(build);
             build.out_dir(&directory);
         }));
-        link_shared(target, &format!("ggml-cpu-{name}"), &all, &[base]);
+        link_shared(target, &format!("ggml-cpu-{name}"), &all, &[base.into()]);
     }
 }

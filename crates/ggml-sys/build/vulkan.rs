@@ -70,6 +70,5 @@ pub fn compile(source: &Source, target: &Target) -> Vec<PathBuf> {
     for name in known {
         build.define(name, None);
     }
-    println!("cargo::rustc-link-lib=dylib=vulkan");
     build.include(&dir).files(with_extension(&dir, "cpp")).files(generated).compile_intermediates()
 }

@@ -11,5 +11,5 @@ include!("bindings.rs");
 /// backend is chosen at run time.
 pub const BUILD_CPU_FEATURES: &str = env!("GGML_CPU_FEATURES");
 
-/// Where a portable build left its CPU modules; empty in a build for one level of CPU.
-pub const BUILD_MODULE_DIR: &str = env!("GGML_MODULE_DIR");
+/// Whether ggml is a shared library that loads its CPU backend at run time.
+pub const PORTABLE: bool = cfg!(feature = "portable");

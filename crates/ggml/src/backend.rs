@@ -6,6 +6,7 @@ use crate::tensor::{Tensor, Type};
 use crate::threads::ThreadPool;
 use ggml_sys as sys;
 use std::ffi::{CStr, CString, c_void};
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
@@ -53,17 +54,18 @@ pub fn devices() -> Vec<Device> {
     }
 }
 
-/// Loads backend modules that lie beside the program, or where the build left them, and makes sure that there is a CPU
-/// backend. In a build that links its CPU backend this only looks for modules of GPUs. Adds the stand-in devices that the
-/// environment asks for.
+/// Loads backend modules that lie beside the program or, in a portable build, beside ggml's library, and makes sure that
+/// there is a CPU backend. In a build that links its CPU backend this only looks for modules of GPUs. Adds the stand-in
+/// devices that the environment asks for.
 ///
 /// # Errors
 /// [`Error::NoCpuBackend`], and [`Error::Setting`] when the environment asks for something else than devices.
 pub fn load_backends() -> Result<(), Error> {
     static LOADED: std::sync::Once = std::sync::Once::new();
     let beside = std::env::current_exe().ok().and_then(|p| p.parent().map(|d| d.to_path_buf()));
-    let built = (!sys::BUILD_MODULE_DIR.is_empty()).then(|| sys::BUILD_MODULE_DIR.into());
-    let places: Vec<std::path::PathBuf> = [beside, built].into_iter().flatten().collect();
+    let library = if sys::PORTABLE { library_directory() } else { None };
+    let mut places: Vec<PathBuf> = [library, beside].into_iter().flatten().collect();
+    places.dedup();
     LOADED.call_once(|| {
         for place in &places {
             let has_module = std::fs::read_dir(place).is_ok_and(|dir| {
@@ -75,7 +77,7 @@ pub fn load_backends() -> Result<(), Error> {
                 // SAFETY: a NUL-terminated path; ggml loads only modules that score above zero on this machine.
                 unsafe { sys::ggml_backend_load_all_from_path(path.as_ptr()) };
             }
-            if Device::find(DeviceKind::Cpu).is_some() && !sys::BUILD_MODULE_DIR.is_empty() {
+            if Device::find(DeviceKind::Cpu).is_some() && sys::PORTABLE {
                 break;
             }
         }
@@ -86,6 +88,30 @@ pub fn load_backends() -> Result<(), Error> {
     }
     crate::stand_in::register_from_env()?;
     Ok(())
+}
+
+/// Where the dynamic linker found ggml's own library: its modules are installed with it. Asking the linker keeps paths of
+/// the building machine out of what is shipped.
+#[cfg(unix)]
+fn library_directory() -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    // SAFETY: the struct is plain data, and all-zero is a valid value of it.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: the address is that of a function in the library, and `info` is a place to write to; the name it is given
+    // belongs to the linker and lives as long as the library.
+    let name = unsafe {
+        if libc::dladdr(sys::ggml_version as *const c_void, &mut info) == 0 || info.dli_fname.is_null() {
+            return None;
+        }
+        CStr::from_ptr(info.dli_fname)
+    };
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    std::fs::canonicalize(path).ok()?.parent().map(PathBuf::from)
+}
+
+#[cfg(not(unix))]
+fn library_directory() -> Option<PathBuf> {
+    None
 }
 
 impl Device {
