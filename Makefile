@@ -25,8 +25,9 @@ models: ## Make the test models in .cache/test-models (1.7 GB)
 oracle: ## Install a prebuilt llama.cpp in .cache/oracle
 	@bash tools/oracle.sh
 
-bench: ## Measure; see BENCHMARKS.md
-	@bash benches/run.sh
+bench: ## Measure beside llama.cpp: make bench ARGS="--llama BIN_DIR --checkpoint DIR"
+	cargo build --release --bins
+	@python3 benches/against-llama-cpp.py $(ARGS)
 
 clean: ## Remove what was built and fetched
 	cargo clean
