@@ -104,10 +104,10 @@ fn trimming_templates_keep_their_pieces() {
     assert_eq!(text(&pieces), " a ");
     assert_eq!(literal(&pieces), "a");
     for blank in ["", " \n"] {
-        assert_eq!(
-            text(&template(SMOLLM2).render(&[user(blank), user("x")], false).unwrap()).matches(blank).count()
-                > 0,
-            true
+        let whole = text(&template(SMOLLM2).render(&[user(blank), user("x")], false).unwrap());
+        assert!(
+            whole.contains(&format!("user\n{blank}<|im_end|>\n<|im_start|>user\nx<|im_end|>")),
+            "{whole}"
         );
     }
 }

@@ -92,7 +92,7 @@ fn duplicates_broken_bytes_and_nan_scores_are_refused() {
 fn merges_that_join_nothing_are_refused() {
     // The last one made a buffer of the tokenizers crate overflow: both parts are tokens, the whole is longer than any.
     for merge in ["", " ", "a", "a ", " a", "a b", "ab c", "zz a", "longest-a longest-a"] {
-        let metadata = byte_level_metadata("gpt-2", &[("longest-a", 1)], &["a c", merge][1..].as_ref());
+        let metadata = byte_level_metadata("gpt-2", &[("longest-a", 1)], &[merge]);
         let message = refused(&metadata);
         assert!(
             message.contains(keys::TOKENIZER_MERGES) && message.contains("index 0"),
