@@ -69,7 +69,8 @@ fn a_norm_that_is_not_f32_is_refused() {
 #[test]
 fn metadata_that_contradicts_the_tensors_is_refused() {
     let file = tiny_moe("q8_0", Stacked);
-    let changes: [(&str, fn(&mut Metadata)); 6] = [
+    type Change = fn(&mut Metadata);
+    let changes: [(&str, Change); 6] = [
         ("general.architecture", |m| drop(m.insert("general.architecture", "gpt2"))),
         ("llama.block_count", |m| drop(m.remove("llama.block_count"))),
         ("llama.expert_used_count", |m| drop(m.insert("llama.expert_used_count", 9u32))),
