@@ -10,7 +10,8 @@ use std::process::Command;
 
 #[test]
 fn command_lines_that_make_no_sense_are_usage_errors() {
-    let cases: [(&mut dyn FnMut() -> Command, &[&str], &str); 9] = [
+    type Case<'a> = (&'a mut dyn FnMut() -> Command, &'a [&'a str], &'a str);
+    let cases: [Case<'_>; 9] = [
         (&mut bruce_quant, &[], "MODEL_DIR"),
         (&mut bruce_quant, &["model"], "quant"),
         (&mut bruce_quant, &["model", "-q", "q4_k", "--frce"], "--frce"),

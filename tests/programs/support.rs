@@ -75,10 +75,10 @@ pub fn skip(why: &str) {
     let line = format!("skipped: {test}: {why}\n");
     // Not eprint!, which the test runner hides for tests that pass.
     let _ = std::io::stderr().write_all(line.as_bytes());
-    if let Some(list) = std::env::var_os("BRUCE_SKIPPED") {
-        if let Ok(mut list) = fs::OpenOptions::new().append(true).create(true).open(list) {
-            let _ = list.write_all(line.as_bytes());
-        }
+    if let Some(list) = std::env::var_os("BRUCE_SKIPPED")
+        && let Ok(mut list) = fs::OpenOptions::new().append(true).create(true).open(list)
+    {
+        let _ = list.write_all(line.as_bytes());
     }
 }
 
