@@ -68,10 +68,11 @@ impl<'a> Bench<'a> {
     }
 
     fn model(&mut self, path: &Path, load: &Load) -> Result<Arc<Model>, anyhow::Error> {
-        if let Some((loaded_path, loaded_so, model)) = &self.loaded {
-            if loaded_path == path && loaded_so == load {
-                return Ok(Arc::clone(model));
-            }
+        if let Some((loaded_path, loaded_so, model)) = &self.loaded
+            && loaded_path == path
+            && loaded_so == load
+        {
+            return Ok(Arc::clone(model));
         }
         // The old model goes before the new one needs the memory.
         self.loaded = None;

@@ -127,10 +127,10 @@ impl OnTerminal for clap::builder::StyledStr {
 
 /// clap's message without its own prefix and usage: one line.
 fn message(error: &clap::Error) -> String {
-    if error.kind() == ErrorKind::MissingRequiredArgument {
-        if let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) {
-            return format!("missing {}", missing.join(" and "));
-        }
+    if error.kind() == ErrorKind::MissingRequiredArgument
+        && let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)
+    {
+        return format!("missing {}", missing.join(" and "));
     }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
