@@ -33,7 +33,8 @@ fn with_extension(dir: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Object files of the Vulkan backend; needs `glslc` on PATH, SPIRV-Headers and the Vulkan loader.
+/// Object files of the Vulkan backend; needs `glslc` on PATH, SPIRV-Headers, the Vulkan loader, and headers of Vulkan
+/// 1.3.272 or newer (Debian 12 has older ones).
 pub fn compile(source: &Source, target: &Target) -> Vec<PathBuf> {
     let dir = source.ggml.join("src/ggml-vulkan");
     let shaders = dir.join("vulkan-shaders");
