@@ -8,5 +8,8 @@ pub mod exit;
 pub mod size;
 pub mod terminal;
 
-/// Version of the programs.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Version of the programs, with the commit where there is one: `0.1.0 (1a2b3c4d5)`.
+pub const VERSION: &str = env!("BRUCE_VERSION");
+
+/// What `--version` prints: the version, which ggml, its backends, and the CPU it was compiled for, a line each.
+pub const LONG_VERSION: &str = include_str!(concat!(env!("OUT_DIR"), "/version.txt"));

@@ -23,7 +23,13 @@ The types of single tensors follow llama-quantize, so the tensors equal those it
 
 /// Quantizes a Hugging Face checkpoint (Llama, Mistral, Mixtral) to GGUF, in one pass.
 #[derive(Debug, Parser)]
-#[command(name = "bruce-quant", version = bruce::VERSION, after_help = EXAMPLES, max_term_width = 100)]
+#[command(
+    name = "bruce-quant",
+    version = bruce::VERSION,
+    long_version = bruce::LONG_VERSION,
+    after_help = EXAMPLES,
+    max_term_width = 100
+)]
 pub struct Args {
     /// The checkpoint: a directory with config.json, safetensors and a tokenizer.
     #[arg(value_name = "MODEL_DIR")]
