@@ -7,6 +7,7 @@
 pub mod exit;
 pub mod size;
 pub mod terminal;
+pub mod usage;
 
 /// Version of the programs, with the commit where there is one: `0.1.0 (1a2b3c4d5)`.
 pub const VERSION: &str = env!("BRUCE_VERSION");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use bruce::exit::{self, UsageError};
 use clap::builder::styling::Styles;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
 
 const EXAMPLES: &str = "\
@@ -129,22 +129,9 @@ impl Args {
                 exit::finish(shown.map_err(exit::stdout_error))
             }
             _ => exit::finish(Err(exit::with_hint(
-                UsageError(message(&error)),
+                UsageError(bruce::usage::message(&error)),
                 "bruce-quant --help shows the options and examples",
             ))),
         })
     }
-}
-
-/// clap's message without its own prefix and usage: one line.
-fn message(error: &clap::Error) -> String {
-    if error.kind() == ErrorKind::MissingRequiredArgument
-        && let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)
-    {
-        return format!("missing {}", missing.join(" and "));
-    }
-    let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }

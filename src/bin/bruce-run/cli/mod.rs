@@ -9,7 +9,7 @@ pub mod values;
 use crate::{bench, devices, generate, inspect, perplexity, tokenize};
 use bruce::exit::{self, UsageError, with_hint};
 use clap::builder::styling::Styles;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -107,7 +107,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
             exit::finish(shown.map_err(exit::stdout_error))
         }
         _ => exit::finish(Err(with_hint(
-            UsageError(message(error)),
+            UsageError(bruce::usage::message(error)),
             "bruce-run --help shows the options and examples",
         ))),
     }
@@ -123,19 +123,6 @@ impl OnTerminal for clap::builder::StyledStr {
         use std::io::IsTerminal;
         if std::io::stdout().is_terminal() { self.ansi().to_string() } else { self.to_string() }
     }
-}
-
-/// clap's message without its own prefix and usage: one line.
-fn message(error: &clap::Error) -> String {
-    if error.kind() == ErrorKind::MissingRequiredArgument
-        && let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)
-    {
-        return format!("missing {}", missing.join(" and "));
-    }
-    let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 #[cfg(test)]
