@@ -1,7 +1,7 @@
 # Needs cargo, a C++ compiler and make; the real model of the demo and some tests also need python3 and, for the
 # comparison with llama.cpp, node. See tools/ for the scripts behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt lint models oracle bench clean
+.PHONY: help demo test fmt lint models oracle bench bindings clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,7 +27,10 @@ oracle: ## Install a prebuilt llama.cpp in .cache/oracle
 
 bench: ## Measure beside llama.cpp: make bench ARGS="--llama BIN_DIR --checkpoint DIR"
 	cargo build --release --bins
-	@python3 benches/against-llama-cpp.py $(ARGS)
+	python3 benches/against-llama-cpp.py $(ARGS)
+
+bindings: ## Write ggml's bindings anew and show what changes (needs libclang)
+	@bash tools/check-bindings.sh
 
 clean: ## Remove what was built and fetched
 	cargo clean

@@ -33,6 +33,7 @@ step_if_possible() {
 
 step "Formatting" cargo fmt --all --check
 step "Lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
+step_if_possible "Bindings of ggml" tools/check-bindings.sh
 # With these set a test may no longer skip what it needs them for.
 step_if_possible "Test models" tools/test-models.sh && export BRUCE_TEST_MODELS=$cache/test-models
 step_if_possible "A prebuilt llama.cpp to compare with" tools/oracle.sh && export BRUCE_ORACLE=$cache/oracle

@@ -1,7 +1,7 @@
 //! Greedy answers of `bruce-run`, against those that llama.cpp gave (`tests/golden`).
 
 use crate::answer::{N_TOP, Step, Tolerance, agree, ask, ids, tokenize};
-use crate::support::{bruce_run, golden_lines, quantized, succeed};
+use crate::support::{bruce_run, golden_lines, quantized, root, succeed};
 
 /// Follows the golden answers of smol4x until the two part at a near tie.
 fn compare(file_type: &str, tolerance: Tolerance) {
@@ -80,5 +80,19 @@ fn token_ids_are_those_of_the_original_tokenizers() {
             let text = line["text"].as_str().expect("a text");
             assert_eq!(tokenize(&file, text, special), ids(&line["ids"]), "{model}: {text:?}");
         }
+    }
+}
+
+#[test]
+fn perplexity_is_llama_perplexitys() {
+    // Those of `llama-perplexity -c 256`, as tests/golden/README.md says.
+    for (file_type, expected) in [("BF16", 37.493), ("Q8_0", 37.468), ("Q4_K_M", 37.727)] {
+        let Some(model) = quantized("tinymoe", file_type) else { return };
+        let mut command = bruce_run();
+        command.arg("perplexity").arg(&model).arg("-f").arg(root().join("models/tiny-moe/heldout.txt"));
+        let report: serde_json::Value =
+            serde_json::from_str(&succeed(command.args(["-c", "256", "--json"]))).expect("JSON");
+        let found = report["perplexity"].as_f64().expect("a number");
+        assert!((found - expected).abs() < 0.02, "{file_type}: found {found:.4}, expected {expected}");
     }
 }
