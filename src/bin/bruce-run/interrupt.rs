@@ -17,7 +17,8 @@ pub fn watch() -> Result<(), anyhow::Error> {
     ctrlc::set_handler(|| {
         let stopped = stoppable().as_ref().is_some_and(|flag| !flag.swap(true, Ordering::Relaxed));
         if !stopped {
-            std::process::exit(i32::from(exit::INTERRUPTED));
+            // Another thread may be inside ggml.
+            ggml::exit_at_once(i32::from(exit::INTERRUPTED));
         }
     })
     .map_err(|e| anyhow::Error::new(e).context("cannot watch for Ctrl-C"))
