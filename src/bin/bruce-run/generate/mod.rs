@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         }
         _ => continue_text(&config, &mut engine)?,
     };
-    if config.timings {
+    if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
     }
     Ok(ended)
