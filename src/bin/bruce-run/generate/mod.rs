@@ -38,6 +38,9 @@ use timings::Timings;
 pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     let path = args.model.path()?;
     let config = args.prompt.resolve()?;
+    if config.verbose {
+        ggml::set_log(|_, text| eprint!("{}", bruce::terminal::neutral_text(text)));
+    }
     let start = Instant::now();
     let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
