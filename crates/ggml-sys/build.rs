@@ -2,7 +2,8 @@
 //!
 //! Environment:
 //! - `BRUCE_GGML_SOURCE`: a ggml checkout (with `include/` and `src/`) instead of the one that `vendor/ggml` pins.
-//! - `BRUCE_CPU`: the `-march` (x86) or `-mcpu` (Arm) the CPU backend is compiled for; `native` when unset.
+//! - `BRUCE_CPU`: the `-march` (x86) or `-mcpu` (Arm) the CPU backend is compiled for; when unset, x86-64-v3
+//!   where the building machine has it, else `native`.
 //! - `CUDA_HOME`, `BRUCE_CUDA_ARCH` (with the feature `cuda`): the toolkit, and `native` or architectures such as `86,90`.
 
 #[path = "build/cpu.rs"]
@@ -177,7 +178,7 @@ fn main() {
         cc::Build::new().cpp(true).objects(&linked).compile("ggml");
     }
     // Read by the build script of the programs (DEP_GGML_*) and by this crate.
-    let cpu = if target.portable { "chosen at run time".into() } else { cpu::level() };
+    let cpu = if target.portable { "chosen at run time".into() } else { cpu::level(&target) };
     println!("cargo::metadata=version={}", source.version);
     println!("cargo::metadata=origin={}", source.origin);
     println!("cargo::metadata=backends={}", backends.join(" "));

@@ -11,7 +11,7 @@
 import {readFileSync} from "node:fs";
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
 
-const THREADS = 2;
+const THREADS = 1; // tests run beside each other
 
 /** The `top` likeliest continuations as [id, logprob], best first. */
 function ranked({next}, top) {

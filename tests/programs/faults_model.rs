@@ -138,7 +138,7 @@ fn what_is_no_gguf_is_named() {
     run_file(b"", &["model.gguf", "empty"]);
     run_file(b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", &["model.gguf", "web page"]);
     run_file(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", &["git-lfs"]);
-    run_file(b"PK\x03\x04 a zip file or a pickled checkpoint", &["model.gguf", "magic"]);
+    run_file(b"PK\x03\x04 a zip file or a pickled checkpoint", &["model.gguf", "zip archive"]);
     run_file(
         b"GGUF\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01",
         &["big-endian"],

@@ -45,6 +45,8 @@ fn program(path: &str) -> Command {
     {
         command.env_remove(name);
     }
+    // Tests run beside each other, and ggml's threads wait for each other by spinning.
+    command.env("LLAMA_ARG_THREADS", "1");
     command.stdin(Stdio::null());
     command
 }

@@ -71,20 +71,37 @@ fn files(source: &Source, target: &Target) -> Vec<PathBuf> {
 }
 
 fn configure(source: &Source, build: &mut cc::Build) {
+    let tile_config = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/tile_config.h");
     build
+        .flag("-include")
+        .flag(tile_config)
         .include(source.ggml.join("src/ggml-cpu"))
         .define("GGML_USE_LLAMAFILE", None)
         .define("GGML_USE_CPU_REPACK", None);
 }
 
-/// The `-march` or `-mcpu` the CPU backend is compiled for.
-pub fn level() -> String {
-    env::var("BRUCE_CPU").unwrap_or_else(|_| "native".to_owned())
+/// The level of x86-64 with AVX2, FMA and F16C. ggml sums in another order with wider vectors, and has a layout and
+/// rounding of its own for AMX, so that machines would answer differently; at this level they answer alike.
+const COMMON_LEVEL: &str = "x86-64-v3";
+
+/// The `-march` or `-mcpu` the CPU backend is compiled for: the user's choice, else the common level of x86-64 where the
+/// building machine has it, else all that the building machine has.
+pub fn level(target: &Target) -> String {
+    if let Ok(level) = env::var("BRUCE_CPU") {
+        return level;
+    }
+    let common = format!("-march={COMMON_LEVEL}");
+    let has_common = target.arch == "x86_64"
+        && compiler_macros(&common).is_some_and(|wanted| {
+            let native = compiler_macros("-march=native").unwrap_or_default();
+            FEATURES.iter().all(|(name, _)| !defines(&wanted, name) || defines(&native, name))
+        });
+    if has_common { COMMON_LEVEL.to_owned() } else { "native".to_owned() }
 }
 
 fn level_flag(target: &Target) -> String {
     let option = if matches!(target.arch.as_str(), "x86_64" | "x86") { "march" } else { "mcpu" };
-    format!("-{option}={}", level())
+    format!("-{option}={}", level(target))
 }
 
 /// Object files of the CPU backend for one level, and the CPU features they need (comma-separated, rustc's names).
@@ -97,42 +114,53 @@ pub fn native(source: &Source, target: &Target) -> (Vec<PathBuf>, String) {
     (objects, needed_features(target, &flag))
 }
 
+/// Macros that stand for instruction sets, and rustc's names of these.
+const FEATURES: &[(&str, &str)] = &[
+    ("__SSE3__", "sse3"),
+    ("__SSSE3__", "ssse3"),
+    ("__SSE4_1__", "sse4.1"),
+    ("__SSE4_2__", "sse4.2"),
+    ("__POPCNT__", "popcnt"),
+    ("__AVX__", "avx"),
+    ("__AVX2__", "avx2"),
+    ("__FMA__", "fma"),
+    ("__F16C__", "f16c"),
+    ("__BMI__", "bmi1"),
+    ("__BMI2__", "bmi2"),
+    ("__LZCNT__", "lzcnt"),
+    ("__MOVBE__", "movbe"),
+    ("__AVX512F__", "avx512f"),
+    ("__AVX512BW__", "avx512bw"),
+    ("__AVX512CD__", "avx512cd"),
+    ("__AVX512DQ__", "avx512dq"),
+    ("__AVX512VL__", "avx512vl"),
+    ("__AVX512VBMI__", "avx512vbmi"),
+    ("__AVX512VNNI__", "avx512vnni"),
+    ("__AVX512BF16__", "avx512bf16"),
+    ("__AVXVNNI__", "avxvnni"),
+];
+
+fn defines(macros: &str, name: &str) -> bool {
+    macros.lines().any(|line| line.split_whitespace().nth(1) == Some(name))
+}
+
+/// The macros that the compiler defines with this flag; `None` where it does not know the flag.
+fn compiler_macros(flag: &str) -> Option<String> {
+    let mut command: Command = cc::Build::new().get_compiler().to_command();
+    command.args([flag, "-dM", "-E", "-x", "c", "/dev/null"]);
+    let output = command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Asks the compiler which instruction sets the flag stands for, so that the program can check at its start that
 /// the CPU it runs on has them.
 fn needed_features(target: &Target, flag: &str) -> String {
     if target.arch != "x86_64" {
         return String::new(); // only x86 levels differ enough between machines of one operating system to matter
     }
-    let mut command: Command = cc::Build::new().get_compiler().to_command();
-    command.args([flag, "-dM", "-E", "-x", "c", "/dev/null"]);
-    let output = command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
-    let macros = String::from_utf8_lossy(&output.stdout);
-    let table = [
-        ("__SSE3__", "sse3"),
-        ("__SSSE3__", "ssse3"),
-        ("__SSE4_1__", "sse4.1"),
-        ("__SSE4_2__", "sse4.2"),
-        ("__POPCNT__", "popcnt"),
-        ("__AVX__", "avx"),
-        ("__AVX2__", "avx2"),
-        ("__FMA__", "fma"),
-        ("__F16C__", "f16c"),
-        ("__BMI__", "bmi1"),
-        ("__BMI2__", "bmi2"),
-        ("__LZCNT__", "lzcnt"),
-        ("__MOVBE__", "movbe"),
-        ("__AVX512F__", "avx512f"),
-        ("__AVX512BW__", "avx512bw"),
-        ("__AVX512CD__", "avx512cd"),
-        ("__AVX512DQ__", "avx512dq"),
-        ("__AVX512VL__", "avx512vl"),
-        ("__AVX512VBMI__", "avx512vbmi"),
-        ("__AVX512VNNI__", "avx512vnni"),
-        ("__AVX512BF16__", "avx512bf16"),
-        ("__AVXVNNI__", "avxvnni"),
-    ];
-    let has = |name: &str| macros.lines().any(|line| line.split_whitespace().nth(1) == Some(name));
-    table.iter().filter(|(name, _)| has(name)).map(|(_, feature)| *feature).collect::<Vec<_>>().join(",")
+    let macros = compiler_macros(flag).unwrap_or_default();
+    let needed = FEATURES.iter().filter(|(name, _)| defines(&macros, name));
+    needed.map(|(_, feature)| *feature).collect::<Vec<_>>().join(",")
 }
 
 /// Builds `libggml-cpu-<level>.so` for every level; ggml loads the best one the machine supports.

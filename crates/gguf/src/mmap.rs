@@ -46,7 +46,8 @@ pub(crate) fn will_need(map: &Mmap, offset: u64, len: u64) {
 /// exit code 1 instead of the bare signal SIGBUS, and removes unfinished output files first. For programs, once, at
 /// their start.
 ///
-/// A SIGBUS that no mapping of this crate explains goes to whoever handled it before.
+/// A SIGBUS that no mapping of this crate explains goes to whoever handled it before. SIGXFSZ is ignored, so that writing
+/// beyond a limit on the size of files is an error of the write.
 pub fn install_fault_handler() {
     #[cfg(unix)]
     fault::install();
@@ -86,7 +87,7 @@ mod fault {
     }
 
     pub(super) fn install() {
-        // SAFETY: both structures are plain data that sigaction fills or reads; the action is complete (no mask, and
+        // SAFETY: both structures are plain data that sigaction fills or reads; ignoring a signal needs no handler; the action is complete (no mask, and
         // an alternate stack, which Rust gives its threads), and its handler has the signature that SA_SIGINFO asks for.
         unsafe {
             let mut previous: libc::sigaction = std::mem::zeroed();
@@ -99,6 +100,7 @@ mod fault {
             action.sa_sigaction = handle as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         }
     }
 

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<(), anyhow::Error> {
     let config = Config::resolve(args)?;
+    gguf::mmap::install_fault_handler();
     ctrlc::set_handler(interrupted).context("cannot watch for Ctrl-C")?;
 
     let checkpoint = checkpoint::Checkpoint::open_with(&config.model, &config.open)?;
