@@ -1,4 +1,5 @@
-//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 weights, one scale. The scale comes straight from the extremes, without search.
+//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 weights, one scale. The scale comes straight from the extremes; only where the
+//! importance of columns is known is it searched for (in Q8_0 not even then).
 //!
 //! | type | weight        | bytes | scale d (F16) | minimum m (F16) | fifth bits | quants |
 //! |------|---------------|-------|---------------|-----------------|------------|--------|
@@ -14,8 +15,10 @@
 //! In Q4_0 and Q5_0 the weight of the largest magnitude becomes the most negative quant, so d has the opposite sign.
 //! Quants are computed with the unrounded scale.
 
+use super::emphasis::{emphasize, sum_of_squares};
 use super::float::{f16_from_f32, f32_from_f16};
 use super::round::round;
+use super::search::fit_symmetric;
 use crate::TensorType;
 
 /// Weights in a block of any of these types.
@@ -41,6 +44,16 @@ pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
     let quants = weights.map(|weight| ((weight * inverse + 8.5) as u8).min(15));
     store_f16(&mut block[..2], d);
     store_nibbles(&mut block[2..], &quants);
+}
+
+/// Whole rows, as long as the importance.
+pub(super) fn quantize_q4_0_weighted(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q4_0]| {
+        let mut quants = [0; LEN];
+        let d = fit_symmetric(weights, emphasis, 8, &mut quants);
+        store_f16(&mut block[..2], d);
+        store_nibbles(&mut block[2..], &quants);
+    });
 }
 
 pub(super) fn dequantize_q4_0(block: &[u8; Q4_0], weights: &mut [f32; LEN]) {
@@ -71,6 +84,17 @@ pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
     store_f16(&mut block[..2], d);
     store_fifth_bits(&mut block[2..6], &quants);
     store_nibbles(&mut block[6..], &quants);
+}
+
+/// Whole rows, as long as the importance.
+pub(super) fn quantize_q5_0_weighted(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q5_0]| {
+        let mut quants = [0; LEN];
+        let d = fit_symmetric(weights, emphasis, 16, &mut quants);
+        store_f16(&mut block[..2], d);
+        store_fifth_bits(&mut block[2..6], &quants);
+        store_nibbles(&mut block[6..], &quants);
+    });
 }
 
 pub(super) fn dequantize_q5_0(block: &[u8; Q5_0], weights: &mut [f32; LEN]) {
@@ -115,6 +139,29 @@ pub(super) fn dequantize_q8_0(block: &[u8; Q8_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     for (weight, &quant) in weights.iter_mut().zip(&block[2..]) {
         *weight = f32::from(quant as i8) * d;
+    }
+}
+
+/// Calls the function with the weights of each block and how much their errors count. The mean square is the row's.
+fn each_emphasized<const BYTES: usize>(
+    weights: &[f32],
+    importance: &[f32],
+    blocks: &mut [u8],
+    quantize_block: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; BYTES]),
+) {
+    let row_len = importance.len();
+    let (importance, _) = importance.as_chunks();
+    let (blocks, _) = blocks.as_chunks_mut();
+    if row_len == 0 {
+        return;
+    }
+    let rows = weights.chunks_exact(row_len).zip(blocks.chunks_exact_mut(importance.len()));
+    for (row, blocks) in rows {
+        let mean_square = sum_of_squares(row) / row_len as f32;
+        let (row, _) = row.as_chunks();
+        for ((weights, importance), block) in row.iter().zip(importance).zip(blocks) {
+            quantize_block(weights, &emphasize(weights, importance, mean_square), block);
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 //! several, changes bytes.
 
 mod affine_k;
+mod emphasis;
 mod float;
+mod iq4;
 mod legacy;
 mod q2_k;
 mod q3_k;
@@ -27,9 +29,12 @@ pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
         TensorType::Q5_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_0),
         TensorType::Q5_1 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_1),
         TensorType::Q8_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q8_0),
+        TensorType::Q3_K => |src, dst| each_quantized(src, dst, q3_k::quantize_q3_k),
         TensorType::Q4_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q4_k),
         TensorType::Q5_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q5_k),
         TensorType::Q6_K => |src, dst| each_quantized(src, dst, q6_k::quantize_q6_k),
+        TensorType::IQ4_NL => |src, dst| each_quantized(src, dst, iq4::quantize_iq4_nl),
+        TensorType::IQ4_XS => |src, dst| each_quantized(src, dst, iq4::quantize_iq4_xs),
         _ => return None,
     })
 }
@@ -50,6 +55,8 @@ pub(crate) fn dequantizer(ty: TensorType) -> Option<Dequantize> {
         TensorType::Q4_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q4_k),
         TensorType::Q5_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q5_k),
         TensorType::Q6_K => |src, dst| each_dequantized(src, dst, q6_k::dequantize_q6_k),
+        TensorType::IQ4_NL => |src, dst| each_dequantized(src, dst, iq4::dequantize_iq4_nl),
+        TensorType::IQ4_XS => |src, dst| each_dequantized(src, dst, iq4::dequantize_iq4_xs),
         _ => return None,
     })
 }

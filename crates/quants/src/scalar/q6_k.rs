@@ -31,14 +31,20 @@ const _: () = assert!(TensorType::Q6_K.block_len() == LEN && TensorType::Q6_K.bl
 const OFFSET: u8 = 32;
 
 pub(super) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
+    quantize_q6_k_weighted(weights, &weights.map(|x| x * x), block);
+}
+
+/// The importance of the columns is taken as it is, regardless of the weights.
+pub(super) fn quantize_q6_k_weighted(weights: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; Q6_K]) {
     let (weights, _) = weights.as_chunks::<SUB_LEN>();
+    let (importance, _) = importance.as_chunks();
     let mut quants = [0; LEN];
     let mut scales = [0.0; N_SUB];
     let (mut extreme, mut magnitude) = (0.0, 0.0);
-    for ((scale, weights), quants) in scales.iter_mut().zip(weights).zip(quants.as_chunks_mut().0) {
-        *scale = fit_symmetric(weights, &weights.map(|x| x * x), OFFSET, quants);
-        if scale.abs() > magnitude {
-            (extreme, magnitude) = (*scale, scale.abs());
+    for (s, quants) in quants.as_chunks_mut().0.iter_mut().enumerate() {
+        scales[s] = fit_symmetric(&weights[s], &importance[s], OFFSET, quants);
+        if scales[s].abs() > magnitude {
+            (extreme, magnitude) = (scales[s], scales[s].abs());
         }
     }
     if magnitude < NEGLIGIBLE {

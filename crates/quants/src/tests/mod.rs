@@ -118,9 +118,12 @@ stored_as_in_ggml! {
     q5_0_is_stored_as_in_ggml: Q5_0;
     q5_1_is_stored_as_in_ggml: Q5_1;
     q8_0_is_stored_as_in_ggml: Q8_0;
+    q3_k_is_stored_as_in_ggml: Q3_K;
     q4_k_is_stored_as_in_ggml: Q4_K;
     q5_k_is_stored_as_in_ggml: Q5_K;
     q6_k_is_stored_as_in_ggml: Q6_K;
+    iq4_nl_is_stored_as_in_ggml: IQ4_NL;
+    iq4_xs_is_stored_as_in_ggml: IQ4_XS;
 }
 
 read_as_in_ggml! {
@@ -137,6 +140,8 @@ read_as_in_ggml! {
     q4_k_is_read_as_in_ggml: Q4_K;
     q5_k_is_read_as_in_ggml: Q5_K;
     q6_k_is_read_as_in_ggml: Q6_K;
+    iq4_nl_is_read_as_in_ggml: IQ4_NL;
+    iq4_xs_is_read_as_in_ggml: IQ4_XS;
 }
 
 /// The cases that need no luck to be hit, by name; the properties vary them.
