@@ -45,7 +45,21 @@ pub(crate) fn weighted_quantizer(ty: TensorType) -> Option<QuantizeWeighted> {
         TensorType::F32 => |src, _, dst| each_quantized(src, dst, float::store_f32),
         TensorType::F16 => |src, _, dst| each_quantized(src, dst, float::store_f16),
         TensorType::BF16 => |src, _, dst| each_quantized(src, dst, float::store_bf16),
+        TensorType::Q4_0 => legacy::quantize_q4_0_weighted,
+        TensorType::Q5_0 => legacy::quantize_q5_0_weighted,
         TensorType::Q8_0 => |src, _, dst| each_quantized(src, dst, legacy::quantize_q8_0),
+        TensorType::Q3_K => {
+            |src, columns, dst| each_weighted(src, columns, dst, q3_k::quantize_q3_k_weighted)
+        }
+        TensorType::Q6_K => {
+            |src, columns, dst| each_weighted(src, columns, dst, q6_k::quantize_q6_k_weighted)
+        }
+        TensorType::IQ4_NL => {
+            |src, columns, dst| each_weighted(src, columns, dst, iq4::quantize_iq4_nl_weighted)
+        }
+        TensorType::IQ4_XS => {
+            |src, columns, dst| each_weighted(src, columns, dst, iq4::quantize_iq4_xs_weighted)
+        }
         _ => return None,
     })
 }
@@ -81,6 +95,21 @@ fn each_quantized<const LEN: usize, const BYTES: usize>(
     let (dst, _) = dst.as_chunks_mut();
     for (weights, block) in src.iter().zip(dst) {
         quantize_block(weights, block);
+    }
+}
+
+/// Rows are as long as `columns`, the importance.
+fn each_weighted<const LEN: usize, const BYTES: usize>(
+    src: &[f32],
+    columns: &[f32],
+    dst: &mut [u8],
+    quantize_block: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; BYTES]),
+) {
+    let (src, _) = src.as_chunks();
+    let (columns, _) = columns.as_chunks();
+    let (dst, _) = dst.as_chunks_mut();
+    for ((weights, importance), block) in src.iter().zip(columns.iter().cycle()).zip(dst) {
+        quantize_block(weights, importance, block);
     }
 }
 

@@ -153,7 +153,13 @@ weighted_as_in_ggml! {
     f32_is_weighted_as_in_ggml: F32;
     f16_is_weighted_as_in_ggml: F16;
     bf16_is_weighted_as_in_ggml: BF16;
+    q4_0_is_weighted_as_in_ggml: Q4_0;
+    q5_0_is_weighted_as_in_ggml: Q5_0;
     q8_0_is_weighted_as_in_ggml: Q8_0;
+    q3_k_is_weighted_as_in_ggml: Q3_K;
+    q6_k_is_weighted_as_in_ggml: Q6_K;
+    iq4_nl_is_weighted_as_in_ggml: IQ4_NL;
+    iq4_xs_is_weighted_as_in_ggml: IQ4_XS;
 }
 
 read_as_in_ggml! {
