@@ -2,7 +2,7 @@
 //! of the weight's square and the mean square around it, so that large weights count more, and small ones not nothing.
 
 /// The sum of the squares, added up in order.
-pub(super) fn sum_of_squares(weights: &[f32]) -> f32 {
+pub(crate) fn sum_of_squares(weights: &[f32]) -> f32 {
     let mut sum = 0.0;
     for x in weights {
         sum += x * x;
@@ -12,7 +12,7 @@ pub(super) fn sum_of_squares(weights: &[f32]) -> f32 {
 
 /// `importance * sqrt(mean_square + weight^2)` of each weight.
 #[inline]
-pub(super) fn emphasize<const N: usize>(
+pub(crate) fn emphasize<const N: usize>(
     weights: &[f32; N],
     importance: &[f32; N],
     mean_square: f32,

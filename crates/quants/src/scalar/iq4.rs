@@ -50,11 +50,11 @@ const SPREADS: [i8; 15] = [-7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
 /// Scales in IQ4_XS lie in `-SCALE_OFFSET..SCALE_OFFSET` and are stored with it added.
 const SCALE_OFFSET: i32 = 32;
 
-pub(super) fn quantize_iq4_nl(weights: &[f32; SUB_LEN], block: &mut [u8; IQ4_NL]) {
+pub(crate) fn quantize_iq4_nl(weights: &[f32; SUB_LEN], block: &mut [u8; IQ4_NL]) {
     store_iq4_nl(weights, &weights.map(|x| x * x), block);
 }
 
-pub(super) fn quantize_iq4_nl_weighted(
+pub(crate) fn quantize_weighted_iq4_nl(
     weights: &[f32; SUB_LEN],
     importance: &[f32; SUB_LEN],
     block: &mut [u8; IQ4_NL],
@@ -70,16 +70,16 @@ fn store_iq4_nl(weights: &[f32; SUB_LEN], emphasis: &[f32; SUB_LEN], block: &mut
     store_quants(weights, d, quants);
 }
 
-pub(super) fn dequantize_iq4_nl(block: &[u8; IQ4_NL], weights: &mut [f32; SUB_LEN]) {
+pub(crate) fn dequantize_iq4_nl(block: &[u8; IQ4_NL], weights: &mut [f32; SUB_LEN]) {
     let d = f32_from_f16(u16::from_le_bytes([block[0], block[1]]));
     load_weights(&block[2..], d, weights);
 }
 
-pub(super) fn quantize_iq4_xs(weights: &[f32; LEN], block: &mut [u8; IQ4_XS]) {
+pub(crate) fn quantize_iq4_xs(weights: &[f32; LEN], block: &mut [u8; IQ4_XS]) {
     store_iq4_xs(weights, &weights.map(|x| x * x), block);
 }
 
-pub(super) fn quantize_iq4_xs_weighted(
+pub(crate) fn quantize_weighted_iq4_xs(
     weights: &[f32; LEN],
     importance: &[f32; LEN],
     block: &mut [u8; IQ4_XS],
@@ -114,7 +114,7 @@ fn store_iq4_xs(weights: &[f32; LEN], emphasis: &[f32; LEN], block: &mut [u8; IQ
     }
 }
 
-pub(super) fn dequantize_iq4_xs(block: &[u8; IQ4_XS], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_iq4_xs(block: &[u8; IQ4_XS], weights: &mut [f32; LEN]) {
     let d = f32_from_f16(u16::from_le_bytes([block[0], block[1]]));
     for (s, weights) in weights.as_chunks_mut().0.iter_mut().enumerate() {
         let upper = block[2 + s / 4] >> (s % 4 * 2) & 3;

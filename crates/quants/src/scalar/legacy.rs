@@ -18,7 +18,7 @@
 use super::emphasis::{emphasize, sum_of_squares};
 use super::float::{f16_from_f32, f32_from_f16};
 use super::round::round;
-use super::search::fit_symmetric;
+use super::search::{AffineSearch, fit_affine, fit_symmetric};
 use crate::TensorType;
 
 /// Weights in a block of any of these types.
@@ -38,7 +38,7 @@ const _: () = {
     assert!(TensorType::Q8_0.block_len() == LEN && TensorType::Q8_0.block_bytes() == Q8_0);
 };
 
-pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
+pub(crate) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
     let d = extreme(weights) / -8.0;
     let inverse = reciprocal(d);
     let quants = weights.map(|weight| ((weight * inverse + 8.5) as u8).min(15));
@@ -47,7 +47,7 @@ pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
 }
 
 /// Whole rows, as long as the importance.
-pub(super) fn quantize_q4_0_weighted(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+pub(crate) fn quantize_weighted_q4_0(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
     each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q4_0]| {
         let mut quants = [0; LEN];
         let d = fit_symmetric(weights, emphasis, 8, &mut quants);
@@ -56,12 +56,12 @@ pub(super) fn quantize_q4_0_weighted(weights: &[f32], importance: &[f32], blocks
     });
 }
 
-pub(super) fn dequantize_q4_0(block: &[u8; Q4_0], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q4_0(block: &[u8; Q4_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     *weights = load_nibbles(&block[2..]).map(|quant| (f32::from(quant) - 8.0) * d);
 }
 
-pub(super) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
+pub(crate) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
     let (min, max) = range(weights);
     let d = (max - min) / 15.0;
     let inverse = reciprocal(d);
@@ -71,13 +71,23 @@ pub(super) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
     store_nibbles(&mut block[4..], &quants);
 }
 
-pub(super) fn dequantize_q4_1(block: &[u8; Q4_1], weights: &mut [f32; LEN]) {
+/// Whole rows, as long as the importance.
+pub(crate) fn quantize_weighted_q4_1(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q4_1]| {
+        let fit = fit_affine(weights, emphasis, &AffineSearch::weighted(15));
+        store_f16(&mut block[..2], fit.scale);
+        store_f16(&mut block[2..4], -fit.min);
+        store_nibbles(&mut block[4..], &fit.grid.quantize(weights, 15));
+    });
+}
+
+pub(crate) fn dequantize_q4_1(block: &[u8; Q4_1], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     let min = load_f16(&block[2..4]);
     *weights = load_nibbles(&block[4..]).map(|quant| f32::from(quant) * d + min);
 }
 
-pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
+pub(crate) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
     let d = extreme(weights) / -16.0;
     let inverse = reciprocal(d);
     let quants = weights.map(|weight| ((weight * inverse + 16.5) as u8).min(31));
@@ -87,7 +97,7 @@ pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
 }
 
 /// Whole rows, as long as the importance.
-pub(super) fn quantize_q5_0_weighted(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+pub(crate) fn quantize_weighted_q5_0(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
     each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q5_0]| {
         let mut quants = [0; LEN];
         let d = fit_symmetric(weights, emphasis, 16, &mut quants);
@@ -97,13 +107,13 @@ pub(super) fn quantize_q5_0_weighted(weights: &[f32], importance: &[f32], blocks
     });
 }
 
-pub(super) fn dequantize_q5_0(block: &[u8; Q5_0], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q5_0(block: &[u8; Q5_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     let quants = with_fifth_bits(load_nibbles(&block[6..]), &block[2..6]);
     *weights = quants.map(|quant| (f32::from(quant) - 16.0) * d);
 }
 
-pub(super) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
+pub(crate) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
     let (min, max) = range(weights);
     let d = (max - min) / 31.0;
     let inverse = reciprocal(d);
@@ -114,14 +124,26 @@ pub(super) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
     store_nibbles(&mut block[8..], &quants);
 }
 
-pub(super) fn dequantize_q5_1(block: &[u8; Q5_1], weights: &mut [f32; LEN]) {
+/// Whole rows, as long as the importance.
+pub(crate) fn quantize_weighted_q5_1(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q5_1]| {
+        let fit = fit_affine(weights, emphasis, &AffineSearch::weighted(31));
+        let quants = fit.grid.quantize(weights, 31);
+        store_f16(&mut block[..2], fit.scale);
+        store_f16(&mut block[2..4], -fit.min);
+        store_fifth_bits(&mut block[4..8], &quants);
+        store_nibbles(&mut block[8..], &quants);
+    });
+}
+
+pub(crate) fn dequantize_q5_1(block: &[u8; Q5_1], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     let min = load_f16(&block[2..4]);
     let quants = with_fifth_bits(load_nibbles(&block[8..]), &block[4..8]);
     *weights = quants.map(|quant| f32::from(quant) * d + min);
 }
 
-pub(super) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
+pub(crate) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
     let mut largest = 0.0;
     for weight in weights {
         let magnitude = weight.abs();
@@ -135,7 +157,7 @@ pub(super) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
     }
 }
 
-pub(super) fn dequantize_q8_0(block: &[u8; Q8_0], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q8_0(block: &[u8; Q8_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     for (weight, &quant) in weights.iter_mut().zip(&block[2..]) {
         *weight = f32::from(quant as i8) * d;

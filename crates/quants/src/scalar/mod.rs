@@ -4,16 +4,16 @@
 //! chunks. Every arithmetic step is rounded on its own; rewriting `a * b + c` as `mul_add`, or a running sum as
 //! several, changes bytes.
 
-mod affine_k;
-mod emphasis;
+pub(crate) mod affine_k;
+pub(crate) mod emphasis;
 mod float;
-mod iq4;
-mod legacy;
-mod q2_k;
-mod q3_k;
-mod q6_k;
+pub(crate) mod iq4;
+pub(crate) mod legacy;
+pub(crate) mod q2_k;
+pub(crate) mod q3_k;
+pub(crate) mod q6_k;
 mod round;
-mod search;
+pub(crate) mod search;
 
 use crate::TensorType;
 use crate::dispatch::{Dequantize, Quantize, QuantizeWeighted};
@@ -29,6 +29,7 @@ pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
         TensorType::Q5_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_0),
         TensorType::Q5_1 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_1),
         TensorType::Q8_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q8_0),
+        TensorType::Q2_K => |src, dst| each_quantized(src, dst, q2_k::quantize_q2_k),
         TensorType::Q3_K => |src, dst| each_quantized(src, dst, q3_k::quantize_q3_k),
         TensorType::Q4_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q4_k),
         TensorType::Q5_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q5_k),
@@ -45,21 +46,18 @@ pub(crate) fn weighted_quantizer(ty: TensorType) -> Option<QuantizeWeighted> {
         TensorType::F32 => |src, _, dst| each_quantized(src, dst, float::store_f32),
         TensorType::F16 => |src, _, dst| each_quantized(src, dst, float::store_f16),
         TensorType::BF16 => |src, _, dst| each_quantized(src, dst, float::store_bf16),
-        TensorType::Q4_0 => legacy::quantize_q4_0_weighted,
-        TensorType::Q5_0 => legacy::quantize_q5_0_weighted,
+        TensorType::Q4_0 => legacy::quantize_weighted_q4_0,
+        TensorType::Q4_1 => legacy::quantize_weighted_q4_1,
+        TensorType::Q5_0 => legacy::quantize_weighted_q5_0,
+        TensorType::Q5_1 => legacy::quantize_weighted_q5_1,
         TensorType::Q8_0 => |src, _, dst| each_quantized(src, dst, legacy::quantize_q8_0),
-        TensorType::Q3_K => {
-            |src, columns, dst| each_weighted(src, columns, dst, q3_k::quantize_q3_k_weighted)
-        }
-        TensorType::Q6_K => {
-            |src, columns, dst| each_weighted(src, columns, dst, q6_k::quantize_q6_k_weighted)
-        }
-        TensorType::IQ4_NL => {
-            |src, columns, dst| each_weighted(src, columns, dst, iq4::quantize_iq4_nl_weighted)
-        }
-        TensorType::IQ4_XS => {
-            |src, columns, dst| each_weighted(src, columns, dst, iq4::quantize_iq4_xs_weighted)
-        }
+        TensorType::Q2_K => |src, w, dst| each_weighted(src, w, dst, q2_k::quantize_weighted_q2_k),
+        TensorType::Q4_K => |src, w, dst| each_weighted(src, w, dst, affine_k::quantize_weighted_q4_k),
+        TensorType::Q5_K => |src, w, dst| each_weighted(src, w, dst, affine_k::quantize_weighted_q5_k),
+        TensorType::Q3_K => |src, w, dst| each_weighted(src, w, dst, q3_k::quantize_weighted_q3_k),
+        TensorType::Q6_K => |src, w, dst| each_weighted(src, w, dst, q6_k::quantize_weighted_q6_k),
+        TensorType::IQ4_NL => |src, w, dst| each_weighted(src, w, dst, iq4::quantize_weighted_iq4_nl),
+        TensorType::IQ4_XS => |src, w, dst| each_weighted(src, w, dst, iq4::quantize_weighted_iq4_xs),
         _ => return None,
     })
 }
@@ -98,17 +96,17 @@ fn each_quantized<const LEN: usize, const BYTES: usize>(
     }
 }
 
-/// Rows are as long as `columns`, the importance.
+/// For formats whose blocks look at their own columns only.
 fn each_weighted<const LEN: usize, const BYTES: usize>(
     src: &[f32],
-    columns: &[f32],
+    importance: &[f32],
     dst: &mut [u8],
     quantize_block: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; BYTES]),
 ) {
     let (src, _) = src.as_chunks();
-    let (columns, _) = columns.as_chunks();
+    let (importance, _) = importance.as_chunks();
     let (dst, _) = dst.as_chunks_mut();
-    for ((weights, importance), block) in src.iter().zip(columns.iter().cycle()).zip(dst) {
+    for ((weights, importance), block) in src.iter().zip(importance.iter().cycle()).zip(dst) {
         quantize_block(weights, importance, block);
     }
 }

@@ -33,7 +33,7 @@ const OFFSET: u8 = 4;
 /// The same for the scales of the sub-blocks.
 const SCALE_OFFSET: u8 = 32;
 
-pub(super) fn quantize_q3_k(weights: &[f32; LEN], block: &mut [u8; Q3_K]) {
+pub(crate) fn quantize_q3_k(weights: &[f32; LEN], block: &mut [u8; Q3_K]) {
     let (sub_blocks, _) = weights.as_chunks::<SUB_LEN>();
     let mut quants = [0; LEN];
     let mut scales = [0.0; N_SUB];
@@ -59,7 +59,7 @@ pub(super) fn quantize_q3_k(weights: &[f32; LEN], block: &mut [u8; Q3_K]) {
     pack(&quants, &scales, d, block);
 }
 
-pub(super) fn quantize_q3_k_weighted(weights: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; Q3_K]) {
+pub(crate) fn quantize_weighted_q3_k(weights: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; Q3_K]) {
     let mean_square = 2.0 * sum_of_squares(weights) / LEN as f32;
     let emphasis = emphasize(weights, importance, mean_square);
     let (sub_blocks, _) = weights.as_chunks::<SUB_LEN>();
@@ -165,7 +165,7 @@ fn pack(quants: &[u8; LEN], scales: &[u8; N_SUB], d: u16, block: &mut [u8; Q3_K]
     rest[SCALES..].copy_from_slice(&d.to_le_bytes());
 }
 
-pub(super) fn dequantize_q3_k(block: &[u8; Q3_K], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q3_k(block: &[u8; Q3_K], weights: &mut [f32; LEN]) {
     let (upper, rest) = block.split_at(UPPER);
     let (lower, rest) = rest.split_at(LOWER);
     let (scales, d) = rest.split_at(SCALES);

@@ -30,12 +30,12 @@ const _: () = assert!(TensorType::Q6_K.block_len() == LEN && TensorType::Q6_K.bl
 /// Quants lie in `-OFFSET..OFFSET` and are stored with it added.
 const OFFSET: u8 = 32;
 
-pub(super) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
-    quantize_q6_k_weighted(weights, &weights.map(|x| x * x), block);
+pub(crate) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
+    quantize_weighted_q6_k(weights, &weights.map(|x| x * x), block);
 }
 
 /// The importance of the columns is taken as it is, regardless of the weights.
-pub(super) fn quantize_q6_k_weighted(weights: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; Q6_K]) {
+pub(crate) fn quantize_weighted_q6_k(weights: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; Q6_K]) {
     let (weights, _) = weights.as_chunks::<SUB_LEN>();
     let (importance, _) = importance.as_chunks();
     let mut quants = [0; LEN];
@@ -66,7 +66,7 @@ pub(super) fn quantize_q6_k_weighted(weights: &[f32; LEN], importance: &[f32; LE
     pack(&quants, &scales, d, block);
 }
 
-pub(super) fn dequantize_q6_k(block: &[u8; Q6_K], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q6_k(block: &[u8; Q6_K], weights: &mut [f32; LEN]) {
     let (low, rest) = block.split_at(LOW);
     let (high, rest) = rest.split_at(HIGH);
     let (scales, d) = rest.split_at(N_SUB);
