@@ -12,12 +12,20 @@
     reason = "instructions beyond the baseline, each behind a token that proves them present"
 )]
 
+mod columns;
+mod iq4;
+mod legacy;
+mod q3_k;
+mod q6_k;
 mod simd;
+mod steps;
+mod symmetric;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::TensorType;
 pub(crate) use simd::{Kernel, Simd};
+pub(crate) use steps::Steps;
 
 /// Which instructions the kernels use. All levels give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,8 +108,21 @@ pub(crate) fn quantize<'a>(level: Level, ty: TensorType, chunk: Chunk<'a>) -> Re
 
 /// The table of kernels.
 fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(), Chunk<'_>> {
-    let _ = (simd, ty);
-    Err(chunk)
+    match ty {
+        TensorType::Q3_K => simd.vectorize(q3_k::Quantize(chunk)),
+        TensorType::Q6_K => simd.vectorize(q6_k::Quantize(chunk)),
+        _ => return Err(chunk),
+    }
+    Ok(())
+}
+
+/// The integers that `scalar::round::nearest` gives, whatever the numbers.
+#[inline(always)]
+fn nearest<S: Simd>(simd: S, values: S::F32) -> S::I32 {
+    const MAGIC: f32 = 12_582_912.0;
+    const FRACTION: i32 = (1 << 23) - 1;
+    let bits = simd.bits(simd.add(values, simd.splat(MAGIC)));
+    simd.sub_i32(simd.and_i32(bits, simd.splat_i32(FRACTION)), simd.splat_i32(1 << 22))
 }
 
 #[cfg(test)]

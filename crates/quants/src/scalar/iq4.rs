@@ -20,21 +20,21 @@ use super::round::nearest;
 use super::search::NEGLIGIBLE;
 use crate::TensorType;
 
-const LEN: usize = 256;
-const SUB_LEN: usize = 32;
-const N_SUB: usize = LEN / SUB_LEN;
-const IQ4_NL: usize = 2 + SUB_LEN / 2;
-const IQ4_XS: usize = 2 + 2 + N_SUB / 2 + LEN / 2;
+pub(crate) const LEN: usize = 256;
+pub(crate) const SUB_LEN: usize = 32;
+pub(crate) const N_SUB: usize = LEN / SUB_LEN;
+pub(crate) const IQ4_NL: usize = 2 + SUB_LEN / 2;
+pub(crate) const IQ4_XS: usize = 2 + 2 + N_SUB / 2 + LEN / 2;
 const _: () = {
     assert!(TensorType::IQ4_NL.block_len() == SUB_LEN && TensorType::IQ4_NL.block_bytes() == IQ4_NL);
     assert!(TensorType::IQ4_XS.block_len() == LEN && TensorType::IQ4_XS.block_bytes() == IQ4_XS);
 };
 
 /// What the quants stand for (`kvalues_iq4nl` in `ggml-common.h`).
-const GRID: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const GRID: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Half-way points of the grid. From there on, up to the next, weights go to the upper neighbour.
-const THRESHOLDS: [f32; 15] = {
+pub(crate) const THRESHOLDS: [f32; 15] = {
     let mut thresholds = [0.0; 15];
     let mut i = 0;
     while i < 15 {
@@ -45,10 +45,10 @@ const THRESHOLDS: [f32; 15] = {
 };
 
 /// How many grid units the candidates of [`fit`] spread the largest weight beyond the lowest grid point.
-const SPREADS: [i8; 15] = [-7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
+pub(crate) const SPREADS: [i8; 15] = [-7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
 
 /// Scales in IQ4_XS lie in `-SCALE_OFFSET..SCALE_OFFSET` and are stored with it added.
-const SCALE_OFFSET: i32 = 32;
+pub(crate) const SCALE_OFFSET: i32 = 32;
 
 pub(crate) fn quantize_iq4_nl(weights: &[f32; SUB_LEN], block: &mut [u8; IQ4_NL]) {
     store_iq4_nl(weights, &weights.map(|x| x * x), block);

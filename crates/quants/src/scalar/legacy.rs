@@ -22,13 +22,13 @@ use super::search::{AffineSearch, fit_affine, fit_symmetric};
 use crate::TensorType;
 
 /// Weights in a block of any of these types.
-const LEN: usize = 32;
+pub(crate) const LEN: usize = 32;
 
-const Q4_0: usize = 2 + 16;
-const Q4_1: usize = 2 + 2 + 16;
-const Q5_0: usize = 2 + 4 + 16;
-const Q5_1: usize = 2 + 2 + 4 + 16;
-const Q8_0: usize = 2 + 32;
+pub(crate) const Q4_0: usize = 2 + 16;
+pub(crate) const Q4_1: usize = 2 + 2 + 16;
+pub(crate) const Q5_0: usize = 2 + 4 + 16;
+pub(crate) const Q5_1: usize = 2 + 2 + 4 + 16;
+pub(crate) const Q8_0: usize = 2 + 32;
 
 const _: () = {
     assert!(TensorType::Q4_0.block_len() == LEN && TensorType::Q4_0.block_bytes() == Q4_0);

@@ -6,13 +6,13 @@
 
 pub(crate) mod affine_k;
 pub(crate) mod emphasis;
-mod float;
+pub(crate) mod float;
 pub(crate) mod iq4;
 pub(crate) mod legacy;
 pub(crate) mod q2_k;
 pub(crate) mod q3_k;
 pub(crate) mod q6_k;
-mod round;
+pub(crate) mod round;
 pub(crate) mod search;
 
 use crate::TensorType;

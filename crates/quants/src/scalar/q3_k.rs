@@ -19,19 +19,19 @@ use super::round::nearest;
 use super::search::{NEGLIGIBLE, fit_symmetric};
 use crate::TensorType;
 
-const LEN: usize = 256;
-const SUB_LEN: usize = 16;
-const N_SUB: usize = LEN / SUB_LEN;
+pub(crate) const LEN: usize = 256;
+pub(crate) const SUB_LEN: usize = 16;
+pub(crate) const N_SUB: usize = LEN / SUB_LEN;
 const UPPER: usize = LEN / 8;
 const LOWER: usize = LEN / 4;
 const SCALES: usize = 12;
-const Q3_K: usize = UPPER + LOWER + SCALES + 2;
+pub(crate) const Q3_K: usize = UPPER + LOWER + SCALES + 2;
 const _: () = assert!(TensorType::Q3_K.block_len() == LEN && TensorType::Q3_K.block_bytes() == Q3_K);
 
 /// Quants lie in `-OFFSET..OFFSET` and are stored with it added.
-const OFFSET: u8 = 4;
+pub(crate) const OFFSET: u8 = 4;
 /// The same for the scales of the sub-blocks.
-const SCALE_OFFSET: u8 = 32;
+pub(crate) const SCALE_OFFSET: u8 = 32;
 
 pub(crate) fn quantize_q3_k(weights: &[f32; LEN], block: &mut [u8; Q3_K]) {
     let (sub_blocks, _) = weights.as_chunks::<SUB_LEN>();
@@ -148,7 +148,8 @@ fn requantize(weights: &[f32; LEN], scales: &[u8; N_SUB], d: u16, quants: &mut [
     }
 }
 
-fn pack(quants: &[u8; LEN], scales: &[u8; N_SUB], d: u16, block: &mut [u8; Q3_K]) {
+#[inline(always)]
+pub(crate) fn pack(quants: &[u8; LEN], scales: &[u8; N_SUB], d: u16, block: &mut [u8; Q3_K]) {
     block.fill(0);
     let (upper, rest) = block.split_at_mut(UPPER);
     let (lower, rest) = rest.split_at_mut(LOWER);

@@ -17,18 +17,18 @@ use super::round::nearest;
 use super::search::{NEGLIGIBLE, fit_symmetric};
 use crate::TensorType;
 
-const LEN: usize = 256;
-const SUB_LEN: usize = 16;
-const N_SUB: usize = LEN / SUB_LEN;
+pub(crate) const LEN: usize = 256;
+pub(crate) const SUB_LEN: usize = 16;
+pub(crate) const N_SUB: usize = LEN / SUB_LEN;
 /// Half a super-block, the unit in which bits are spread over bytes.
 const HALF: usize = LEN / 2;
 const LOW: usize = LEN / 2;
 const HIGH: usize = LEN / 4;
-const Q6_K: usize = LOW + HIGH + N_SUB + 2;
+pub(crate) const Q6_K: usize = LOW + HIGH + N_SUB + 2;
 const _: () = assert!(TensorType::Q6_K.block_len() == LEN && TensorType::Q6_K.block_bytes() == Q6_K);
 
 /// Quants lie in `-OFFSET..OFFSET` and are stored with it added.
-const OFFSET: u8 = 32;
+pub(crate) const OFFSET: u8 = 32;
 
 pub(crate) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
     quantize_weighted_q6_k(weights, &weights.map(|x| x * x), block);
@@ -86,7 +86,8 @@ pub(crate) fn dequantize_q6_k(block: &[u8; Q6_K], weights: &mut [f32; LEN]) {
     }
 }
 
-fn pack(quants: &[u8; LEN], scales: &[i8; N_SUB], d: u16, block: &mut [u8; Q6_K]) {
+#[inline(always)]
+pub(crate) fn pack(quants: &[u8; LEN], scales: &[i8; N_SUB], d: u16, block: &mut [u8; Q6_K]) {
     let (low, rest) = block.split_at_mut(LOW);
     let (high, rest) = rest.split_at_mut(HIGH);
     for (h, quants) in quants.as_chunks::<HALF>().0.iter().enumerate() {

@@ -7,7 +7,7 @@
 use super::round::nearest;
 
 /// Sub-blocks whose weights are all smaller than this count as zero.
-pub(super) const NEGLIGIBLE: f32 = 1e-15;
+pub(crate) const NEGLIGIBLE: f32 = 1e-15;
 
 /// How [`fit_affine`] searches.
 #[derive(Clone, Copy)]
