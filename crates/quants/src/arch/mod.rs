@@ -12,11 +12,14 @@
     reason = "instructions beyond the baseline, each behind a token that proves them present"
 )]
 
+mod affine;
+mod affine_k;
 mod columns;
 mod iq4;
 mod legacy;
 mod q3_k;
 mod q6_k;
+mod scales;
 mod simd;
 mod steps;
 mod symmetric;
@@ -109,6 +112,9 @@ pub(crate) fn quantize<'a>(level: Level, ty: TensorType, chunk: Chunk<'a>) -> Re
 /// The table of kernels.
 fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(), Chunk<'_>> {
     match ty {
+        TensorType::Q2_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q2K, chunk)),
+        TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
+        TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
         TensorType::Q3_K => simd.vectorize(q3_k::Quantize(chunk)),
         TensorType::Q6_K => simd.vectorize(q6_k::Quantize(chunk)),
         _ => return Err(chunk),

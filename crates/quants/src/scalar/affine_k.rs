@@ -36,7 +36,7 @@ const _: () = {
 };
 
 /// The largest scale and minimum of a sub-block.
-const TOP_SCALE: u8 = 63;
+pub(crate) const TOP_SCALE: u8 = 63;
 
 /// Q4_K's search where no importances are known.
 pub(crate) const SEARCH_Q4_K: AffineSearch = AffineSearch {
@@ -226,12 +226,13 @@ impl Header {
     fn fit(fits: &[AffineFit; N_SUB], importance: &[f32; N_SUB], limit: u8) -> Self {
         let (d, scales) = fit_scales(&fits.map(|fit| fit.scale), importance, TOP_SCALE);
         let (dmin, mins) = fit_scales(&fits.map(|fit| fit.min), importance, TOP_SCALE);
-        Self {
-            d: f16_from_f32(d),
-            dmin: f16_from_f32(dmin),
-            scales: scales.map(|scale| scale.min(limit)),
-            mins: mins.map(|min| min.min(limit)),
-        }
+        Self::new(d, dmin, scales.map(|scale| scale.min(limit)), mins.map(|min| min.min(limit)))
+    }
+
+    /// Scales in steps of `d`, minima in steps of `dmin`.
+    #[inline(always)]
+    pub(crate) fn new(d: f32, dmin: f32, scales: [u8; N_SUB], mins: [u8; N_SUB]) -> Self {
+        Self { d: f16_from_f32(d), dmin: f16_from_f32(dmin), scales, mins }
     }
 
     /// Each sub-block's scale and minimum as the reader of the block computes them.

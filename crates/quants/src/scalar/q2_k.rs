@@ -28,7 +28,7 @@ const _: () = assert!(TensorType::Q2_K.block_len() == LEN && TensorType::Q2_K.bl
 /// The largest quant.
 pub(crate) const TOP: u8 = 3;
 /// The largest scale and minimum of a sub-block.
-const TOP_SCALE: u8 = 15;
+pub(crate) const TOP_SCALE: u8 = 15;
 
 /// The search where no importances are known.
 pub(crate) const SEARCH: AffineSearch = AffineSearch {
@@ -89,6 +89,12 @@ impl Header {
     fn fit(fits: &[AffineFit; N_SUB], importance: &[f32; N_SUB]) -> Self {
         let (d, scales) = fit_scales(&fits.map(|fit| fit.scale), importance, TOP_SCALE);
         let (dmin, mins) = fit_scales(&fits.map(|fit| fit.min), importance, TOP_SCALE);
+        Self::new(d, dmin, scales, mins)
+    }
+
+    /// Scales in steps of `d`, minima in steps of `dmin`.
+    #[inline(always)]
+    pub(crate) fn new(d: f32, dmin: f32, scales: [u8; N_SUB], mins: [u8; N_SUB]) -> Self {
         Self {
             d: f16_from_f32(d),
             dmin: f16_from_f32(dmin),
