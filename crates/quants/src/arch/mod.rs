@@ -14,13 +14,21 @@
 
 mod affine;
 mod affine_k;
+mod columns;
+mod iq4;
+mod legacy;
+mod q3_k;
+mod q6_k;
 mod scales;
 mod simd;
+mod steps;
+mod symmetric;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::TensorType;
 pub(crate) use simd::{Kernel, Simd};
+pub(crate) use steps::Steps;
 
 /// Which instructions the kernels use. All levels give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +115,8 @@ fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(
         TensorType::Q2_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q2K, chunk)),
         TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
         TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
+        TensorType::Q3_K => simd.vectorize(q3_k::Quantize(chunk)),
+        TensorType::Q6_K => simd.vectorize(q6_k::Quantize(chunk)),
         _ => return Err(chunk),
     }
     Ok(())

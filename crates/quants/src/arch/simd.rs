@@ -1,5 +1,7 @@
 //! The vector operations that kernels are written in.
 
+use super::Steps;
+
 /// An instruction set that the processor is known to have, as a zero-sized token.
 ///
 /// Each operation rounds on its own, to nearest, ties to even, and keeps denormals, as the scalar one does. `min` and
@@ -65,6 +67,25 @@ pub(crate) trait Simd: Copy {
     fn clamp_i32(self, value: Self::I32, low: Self::I32, high: Self::I32) -> Self::I32;
     /// The floats of these values.
     fn to_f32(self, a: Self::I32) -> Self::F32;
+
+    /// The first floats of the slice.
+    #[inline(always)]
+    fn load_slice(self, floats: &[f32]) -> Self::F32 {
+        let mut lanes = Self::Floats::default();
+        lanes.as_mut().copy_from_slice(&floats[..Self::LANES]);
+        self.load(&lanes)
+    }
+
+    /// The largest lane; any of them where there is NaN.
+    fn largest(self, a: Self::F32) -> f32;
+    /// Rounded towards zero; `i32::MIN` where that is out of range, and for NaN.
+    fn truncate(self, a: Self::F32) -> Self::I32;
+    /// The magnitudes of `a` with the signs of `b`.
+    fn copysign(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// 32 integers from -128 to 127, a vector or several of them, in a byte each.
+    fn narrow(self, integers: &[Self::I32]) -> [u8; 32];
+    /// How many of the thresholds are at or below each number, all of them for NaN, and the value that goes with that.
+    fn step(self, steps: &Steps, a: Self::F32) -> (Self::I32, Self::F32);
 }
 
 /// Code that is compiled for an instruction set as a whole, with everything it calls inlined.

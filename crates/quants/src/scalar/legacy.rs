@@ -1,4 +1,5 @@
-//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 weights, one scale. The scale comes straight from the extremes, without search.
+//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 weights, one scale. The scale comes straight from the extremes; only where the
+//! importance of columns is known is it searched for (in Q8_0 not even then).
 //!
 //! | type | weight        | bytes | scale d (F16) | minimum m (F16) | fifth bits | quants |
 //! |------|---------------|-------|---------------|-----------------|------------|--------|
@@ -14,18 +15,20 @@
 //! In Q4_0 and Q5_0 the weight of the largest magnitude becomes the most negative quant, so d has the opposite sign.
 //! Quants are computed with the unrounded scale.
 
+use super::emphasis::{emphasize, sum_of_squares};
 use super::float::{f16_from_f32, f32_from_f16};
 use super::round::round;
+use super::search::{AffineSearch, fit_affine, fit_symmetric};
 use crate::TensorType;
 
 /// Weights in a block of any of these types.
-const LEN: usize = 32;
+pub(crate) const LEN: usize = 32;
 
-const Q4_0: usize = 2 + 16;
-const Q4_1: usize = 2 + 2 + 16;
-const Q5_0: usize = 2 + 4 + 16;
-const Q5_1: usize = 2 + 2 + 4 + 16;
-const Q8_0: usize = 2 + 32;
+pub(crate) const Q4_0: usize = 2 + 16;
+pub(crate) const Q4_1: usize = 2 + 2 + 16;
+pub(crate) const Q5_0: usize = 2 + 4 + 16;
+pub(crate) const Q5_1: usize = 2 + 2 + 4 + 16;
+pub(crate) const Q8_0: usize = 2 + 32;
 
 const _: () = {
     assert!(TensorType::Q4_0.block_len() == LEN && TensorType::Q4_0.block_bytes() == Q4_0);
@@ -35,7 +38,7 @@ const _: () = {
     assert!(TensorType::Q8_0.block_len() == LEN && TensorType::Q8_0.block_bytes() == Q8_0);
 };
 
-pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
+pub(crate) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
     let d = extreme(weights) / -8.0;
     let inverse = reciprocal(d);
     let quants = weights.map(|weight| ((weight * inverse + 8.5) as u8).min(15));
@@ -43,12 +46,22 @@ pub(super) fn quantize_q4_0(weights: &[f32; LEN], block: &mut [u8; Q4_0]) {
     store_nibbles(&mut block[2..], &quants);
 }
 
-pub(super) fn dequantize_q4_0(block: &[u8; Q4_0], weights: &mut [f32; LEN]) {
+/// Whole rows, as long as the importance.
+pub(crate) fn quantize_weighted_q4_0(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q4_0]| {
+        let mut quants = [0; LEN];
+        let d = fit_symmetric(weights, emphasis, 8, &mut quants);
+        store_f16(&mut block[..2], d);
+        store_nibbles(&mut block[2..], &quants);
+    });
+}
+
+pub(crate) fn dequantize_q4_0(block: &[u8; Q4_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     *weights = load_nibbles(&block[2..]).map(|quant| (f32::from(quant) - 8.0) * d);
 }
 
-pub(super) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
+pub(crate) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
     let (min, max) = range(weights);
     let d = (max - min) / 15.0;
     let inverse = reciprocal(d);
@@ -58,13 +71,23 @@ pub(super) fn quantize_q4_1(weights: &[f32; LEN], block: &mut [u8; Q4_1]) {
     store_nibbles(&mut block[4..], &quants);
 }
 
-pub(super) fn dequantize_q4_1(block: &[u8; Q4_1], weights: &mut [f32; LEN]) {
+/// Whole rows, as long as the importance.
+pub(crate) fn quantize_weighted_q4_1(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q4_1]| {
+        let fit = fit_affine(weights, emphasis, &AffineSearch::weighted(15));
+        store_f16(&mut block[..2], fit.scale);
+        store_f16(&mut block[2..4], -fit.min);
+        store_nibbles(&mut block[4..], &fit.grid.quantize(weights, 15));
+    });
+}
+
+pub(crate) fn dequantize_q4_1(block: &[u8; Q4_1], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     let min = load_f16(&block[2..4]);
     *weights = load_nibbles(&block[4..]).map(|quant| f32::from(quant) * d + min);
 }
 
-pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
+pub(crate) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
     let d = extreme(weights) / -16.0;
     let inverse = reciprocal(d);
     let quants = weights.map(|weight| ((weight * inverse + 16.5) as u8).min(31));
@@ -73,13 +96,24 @@ pub(super) fn quantize_q5_0(weights: &[f32; LEN], block: &mut [u8; Q5_0]) {
     store_nibbles(&mut block[6..], &quants);
 }
 
-pub(super) fn dequantize_q5_0(block: &[u8; Q5_0], weights: &mut [f32; LEN]) {
+/// Whole rows, as long as the importance.
+pub(crate) fn quantize_weighted_q5_0(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q5_0]| {
+        let mut quants = [0; LEN];
+        let d = fit_symmetric(weights, emphasis, 16, &mut quants);
+        store_f16(&mut block[..2], d);
+        store_fifth_bits(&mut block[2..6], &quants);
+        store_nibbles(&mut block[6..], &quants);
+    });
+}
+
+pub(crate) fn dequantize_q5_0(block: &[u8; Q5_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     let quants = with_fifth_bits(load_nibbles(&block[6..]), &block[2..6]);
     *weights = quants.map(|quant| (f32::from(quant) - 16.0) * d);
 }
 
-pub(super) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
+pub(crate) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
     let (min, max) = range(weights);
     let d = (max - min) / 31.0;
     let inverse = reciprocal(d);
@@ -90,14 +124,26 @@ pub(super) fn quantize_q5_1(weights: &[f32; LEN], block: &mut [u8; Q5_1]) {
     store_nibbles(&mut block[8..], &quants);
 }
 
-pub(super) fn dequantize_q5_1(block: &[u8; Q5_1], weights: &mut [f32; LEN]) {
+/// Whole rows, as long as the importance.
+pub(crate) fn quantize_weighted_q5_1(weights: &[f32], importance: &[f32], blocks: &mut [u8]) {
+    each_emphasized(weights, importance, blocks, |weights, emphasis, block: &mut [u8; Q5_1]| {
+        let fit = fit_affine(weights, emphasis, &AffineSearch::weighted(31));
+        let quants = fit.grid.quantize(weights, 31);
+        store_f16(&mut block[..2], fit.scale);
+        store_f16(&mut block[2..4], -fit.min);
+        store_fifth_bits(&mut block[4..8], &quants);
+        store_nibbles(&mut block[8..], &quants);
+    });
+}
+
+pub(crate) fn dequantize_q5_1(block: &[u8; Q5_1], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     let min = load_f16(&block[2..4]);
     let quants = with_fifth_bits(load_nibbles(&block[8..]), &block[4..8]);
     *weights = quants.map(|quant| f32::from(quant) * d + min);
 }
 
-pub(super) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
+pub(crate) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
     let mut largest = 0.0;
     for weight in weights {
         let magnitude = weight.abs();
@@ -111,10 +157,33 @@ pub(super) fn quantize_q8_0(weights: &[f32; LEN], block: &mut [u8; Q8_0]) {
     }
 }
 
-pub(super) fn dequantize_q8_0(block: &[u8; Q8_0], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q8_0(block: &[u8; Q8_0], weights: &mut [f32; LEN]) {
     let d = load_f16(&block[..2]);
     for (weight, &quant) in weights.iter_mut().zip(&block[2..]) {
         *weight = f32::from(quant as i8) * d;
+    }
+}
+
+/// Calls the function with the weights of each block and how much their errors count. The mean square is the row's.
+fn each_emphasized<const BYTES: usize>(
+    weights: &[f32],
+    importance: &[f32],
+    blocks: &mut [u8],
+    quantize_block: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; BYTES]),
+) {
+    let row_len = importance.len();
+    let (importance, _) = importance.as_chunks();
+    let (blocks, _) = blocks.as_chunks_mut();
+    if row_len == 0 {
+        return;
+    }
+    let rows = weights.chunks_exact(row_len).zip(blocks.chunks_exact_mut(importance.len()));
+    for (row, blocks) in rows {
+        let mean_square = sum_of_squares(row) / row_len as f32;
+        let (row, _) = row.as_chunks();
+        for ((weights, importance), block) in row.iter().zip(importance).zip(blocks) {
+            quantize_block(weights, &emphasize(weights, importance, mean_square), block);
+        }
     }
 }
 

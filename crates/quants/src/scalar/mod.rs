@@ -5,12 +5,14 @@
 //! several, changes bytes.
 
 pub(crate) mod affine_k;
-mod float;
-mod legacy;
+pub(crate) mod emphasis;
+pub(crate) mod float;
+pub(crate) mod iq4;
+pub(crate) mod legacy;
 pub(crate) mod q2_k;
-mod q3_k;
-mod q6_k;
-mod round;
+pub(crate) mod q3_k;
+pub(crate) mod q6_k;
+pub(crate) mod round;
 pub(crate) mod search;
 
 use crate::TensorType;
@@ -28,9 +30,12 @@ pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
         TensorType::Q5_1 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_1),
         TensorType::Q8_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q8_0),
         TensorType::Q2_K => |src, dst| each_quantized(src, dst, q2_k::quantize_q2_k),
+        TensorType::Q3_K => |src, dst| each_quantized(src, dst, q3_k::quantize_q3_k),
         TensorType::Q4_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q4_k),
         TensorType::Q5_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q5_k),
         TensorType::Q6_K => |src, dst| each_quantized(src, dst, q6_k::quantize_q6_k),
+        TensorType::IQ4_NL => |src, dst| each_quantized(src, dst, iq4::quantize_iq4_nl),
+        TensorType::IQ4_XS => |src, dst| each_quantized(src, dst, iq4::quantize_iq4_xs),
         _ => return None,
     })
 }
@@ -41,10 +46,18 @@ pub(crate) fn weighted_quantizer(ty: TensorType) -> Option<QuantizeWeighted> {
         TensorType::F32 => |src, _, dst| each_quantized(src, dst, float::store_f32),
         TensorType::F16 => |src, _, dst| each_quantized(src, dst, float::store_f16),
         TensorType::BF16 => |src, _, dst| each_quantized(src, dst, float::store_bf16),
+        TensorType::Q4_0 => legacy::quantize_weighted_q4_0,
+        TensorType::Q4_1 => legacy::quantize_weighted_q4_1,
+        TensorType::Q5_0 => legacy::quantize_weighted_q5_0,
+        TensorType::Q5_1 => legacy::quantize_weighted_q5_1,
         TensorType::Q8_0 => |src, _, dst| each_quantized(src, dst, legacy::quantize_q8_0),
         TensorType::Q2_K => |src, w, dst| each_weighted(src, w, dst, q2_k::quantize_weighted_q2_k),
         TensorType::Q4_K => |src, w, dst| each_weighted(src, w, dst, affine_k::quantize_weighted_q4_k),
         TensorType::Q5_K => |src, w, dst| each_weighted(src, w, dst, affine_k::quantize_weighted_q5_k),
+        TensorType::Q3_K => |src, w, dst| each_weighted(src, w, dst, q3_k::quantize_weighted_q3_k),
+        TensorType::Q6_K => |src, w, dst| each_weighted(src, w, dst, q6_k::quantize_weighted_q6_k),
+        TensorType::IQ4_NL => |src, w, dst| each_weighted(src, w, dst, iq4::quantize_weighted_iq4_nl),
+        TensorType::IQ4_XS => |src, w, dst| each_weighted(src, w, dst, iq4::quantize_weighted_iq4_xs),
         _ => return None,
     })
 }
@@ -65,6 +78,8 @@ pub(crate) fn dequantizer(ty: TensorType) -> Option<Dequantize> {
         TensorType::Q4_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q4_k),
         TensorType::Q5_K => |src, dst| each_dequantized(src, dst, affine_k::dequantize_q5_k),
         TensorType::Q6_K => |src, dst| each_dequantized(src, dst, q6_k::dequantize_q6_k),
+        TensorType::IQ4_NL => |src, dst| each_dequantized(src, dst, iq4::dequantize_iq4_nl),
+        TensorType::IQ4_XS => |src, dst| each_dequantized(src, dst, iq4::dequantize_iq4_xs),
         _ => return None,
     })
 }

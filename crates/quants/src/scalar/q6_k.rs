@@ -17,28 +17,34 @@ use super::round::nearest;
 use super::search::{NEGLIGIBLE, fit_symmetric};
 use crate::TensorType;
 
-const LEN: usize = 256;
-const SUB_LEN: usize = 16;
-const N_SUB: usize = LEN / SUB_LEN;
+pub(crate) const LEN: usize = 256;
+pub(crate) const SUB_LEN: usize = 16;
+pub(crate) const N_SUB: usize = LEN / SUB_LEN;
 /// Half a super-block, the unit in which bits are spread over bytes.
 const HALF: usize = LEN / 2;
 const LOW: usize = LEN / 2;
 const HIGH: usize = LEN / 4;
-const Q6_K: usize = LOW + HIGH + N_SUB + 2;
+pub(crate) const Q6_K: usize = LOW + HIGH + N_SUB + 2;
 const _: () = assert!(TensorType::Q6_K.block_len() == LEN && TensorType::Q6_K.block_bytes() == Q6_K);
 
 /// Quants lie in `-OFFSET..OFFSET` and are stored with it added.
-const OFFSET: u8 = 32;
+pub(crate) const OFFSET: u8 = 32;
 
-pub(super) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
+pub(crate) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
+    quantize_weighted_q6_k(weights, &weights.map(|x| x * x), block);
+}
+
+/// The importance of the columns is taken as it is, regardless of the weights.
+pub(crate) fn quantize_weighted_q6_k(weights: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; Q6_K]) {
     let (weights, _) = weights.as_chunks::<SUB_LEN>();
+    let (importance, _) = importance.as_chunks();
     let mut quants = [0; LEN];
     let mut scales = [0.0; N_SUB];
     let (mut extreme, mut magnitude) = (0.0, 0.0);
-    for ((scale, weights), quants) in scales.iter_mut().zip(weights).zip(quants.as_chunks_mut().0) {
-        *scale = fit_symmetric(weights, &weights.map(|x| x * x), OFFSET, quants);
-        if scale.abs() > magnitude {
-            (extreme, magnitude) = (*scale, scale.abs());
+    for (s, quants) in quants.as_chunks_mut().0.iter_mut().enumerate() {
+        scales[s] = fit_symmetric(&weights[s], &importance[s], OFFSET, quants);
+        if scales[s].abs() > magnitude {
+            (extreme, magnitude) = (scales[s], scales[s].abs());
         }
     }
     if magnitude < NEGLIGIBLE {
@@ -60,7 +66,7 @@ pub(super) fn quantize_q6_k(weights: &[f32; LEN], block: &mut [u8; Q6_K]) {
     pack(&quants, &scales, d, block);
 }
 
-pub(super) fn dequantize_q6_k(block: &[u8; Q6_K], weights: &mut [f32; LEN]) {
+pub(crate) fn dequantize_q6_k(block: &[u8; Q6_K], weights: &mut [f32; LEN]) {
     let (low, rest) = block.split_at(LOW);
     let (high, rest) = rest.split_at(HIGH);
     let (scales, d) = rest.split_at(N_SUB);
@@ -80,7 +86,8 @@ pub(super) fn dequantize_q6_k(block: &[u8; Q6_K], weights: &mut [f32; LEN]) {
     }
 }
 
-fn pack(quants: &[u8; LEN], scales: &[i8; N_SUB], d: u16, block: &mut [u8; Q6_K]) {
+#[inline(always)]
+pub(crate) fn pack(quants: &[u8; LEN], scales: &[i8; N_SUB], d: u16, block: &mut [u8; Q6_K]) {
     let (low, rest) = block.split_at_mut(LOW);
     let (high, rest) = rest.split_at_mut(HIGH);
     for (h, quants) in quants.as_chunks::<HALF>().0.iter().enumerate() {

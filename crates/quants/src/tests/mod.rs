@@ -142,19 +142,30 @@ stored_as_in_ggml! {
     q5_1_is_stored_as_in_ggml: Q5_1;
     q8_0_is_stored_as_in_ggml: Q8_0;
     q2_k_is_stored_as_in_ggml: Q2_K;
+    q3_k_is_stored_as_in_ggml: Q3_K;
     q4_k_is_stored_as_in_ggml: Q4_K;
     q5_k_is_stored_as_in_ggml: Q5_K;
     q6_k_is_stored_as_in_ggml: Q6_K;
+    iq4_nl_is_stored_as_in_ggml: IQ4_NL;
+    iq4_xs_is_stored_as_in_ggml: IQ4_XS;
 }
 
 weighted_as_in_ggml! {
     f32_is_weighted_as_in_ggml: F32;
     f16_is_weighted_as_in_ggml: F16;
     bf16_is_weighted_as_in_ggml: BF16;
+    q4_0_is_weighted_as_in_ggml: Q4_0;
+    q4_1_is_weighted_as_in_ggml: Q4_1;
+    q5_0_is_weighted_as_in_ggml: Q5_0;
+    q5_1_is_weighted_as_in_ggml: Q5_1;
     q8_0_is_weighted_as_in_ggml: Q8_0;
     q2_k_is_weighted_as_in_ggml: Q2_K;
     q4_k_is_weighted_as_in_ggml: Q4_K;
     q5_k_is_weighted_as_in_ggml: Q5_K;
+    q3_k_is_weighted_as_in_ggml: Q3_K;
+    q6_k_is_weighted_as_in_ggml: Q6_K;
+    iq4_nl_is_weighted_as_in_ggml: IQ4_NL;
+    iq4_xs_is_weighted_as_in_ggml: IQ4_XS;
 }
 
 read_as_in_ggml! {
@@ -171,6 +182,8 @@ read_as_in_ggml! {
     q4_k_is_read_as_in_ggml: Q4_K;
     q5_k_is_read_as_in_ggml: Q5_K;
     q6_k_is_read_as_in_ggml: Q6_K;
+    iq4_nl_is_read_as_in_ggml: IQ4_NL;
+    iq4_xs_is_read_as_in_ggml: IQ4_XS;
 }
 
 /// The cases that need no luck to be hit, by name; the properties vary them.

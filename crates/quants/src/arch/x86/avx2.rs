@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::{Kernel, Simd};
+use crate::arch::{Kernel, Simd, Steps};
 
 /// Proof that the processor has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,5 +88,58 @@ impl Simd for Avx2 {
         clamp_i32(value: __m256i, low: __m256i, high: __m256i) -> __m256i =
             _mm256_min_epi32(_mm256_max_epi32(value, low), high);
         to_f32(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);
+
+        truncate(a: __m256) -> __m256i = _mm256_cvttps_epi32(a);
+        copysign(a: __m256, b: __m256) -> __m256 = {
+            let sign = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b))
+        };
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m256) -> f32 {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn narrow(self, integers: &[__m256i]) -> [u8; 32] {
+        // SAFETY: the token proves that the processor has the instructions; the vector has as many bytes as the array.
+        unsafe {
+            let a = _mm256_packs_epi32(integers[0], integers[1]);
+            let b = _mm256_packs_epi32(integers[2], integers[3]);
+            // Packing stays within the halves of vectors, so that groups of four end up interleaved.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            std::mem::transmute(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order))
+        }
+    }
+
+    #[inline(always)]
+    fn step(self, steps: &Steps, a: __m256) -> (__m256i, __m256) {
+        // A binary search. The bits of the index come as masks, which are 0 or -1, so the index is built up negated; the
+        // tables, which are looked up by its three lowest bits, are in that order.
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let threshold = self.splat(steps.heap[1]);
+            let first = _mm256_cmp_ps::<_CMP_NLT_UQ>(a, threshold);
+            let threshold = _mm256_blendv_ps(self.splat(steps.heap[2]), self.splat(steps.heap[3]), first);
+            let second = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NLT_UQ>(a, threshold));
+            let first = _mm256_castps_si256(first);
+            let index = _mm256_add_epi32(_mm256_add_epi32(first, first), second);
+            let threshold = _mm256_permutevar8x32_ps(self.load(&steps.third), index);
+            let third = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NLT_UQ>(a, threshold));
+            let index = _mm256_add_epi32(_mm256_add_epi32(index, index), third);
+            let threshold = _mm256_permutevar8x32_ps(self.load(&steps.fourth), index);
+            let fourth = _mm256_cmp_ps::<_CMP_NLT_UQ>(a, threshold);
+            let left = _mm256_permutevar8x32_ps(self.load(&steps.left), index);
+            let right = _mm256_permutevar8x32_ps(self.load(&steps.right), index);
+            let value = _mm256_blendv_ps(left, right, fourth);
+            let index = _mm256_add_epi32(_mm256_add_epi32(index, index), _mm256_castps_si256(fourth));
+            (_mm256_sub_epi32(_mm256_setzero_si256(), index), value)
+        }
     }
 }

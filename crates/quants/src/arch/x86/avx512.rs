@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Avx2;
-use crate::arch::{Kernel, Simd};
+use crate::arch::{Kernel, Simd, Steps};
 
 /// Proof that the processor has the common part of AVX-512, and AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,5 +81,43 @@ impl Simd for Avx512 {
         clamp_i32(value: __m512i, low: __m512i, high: __m512i) -> __m512i =
             _mm512_min_epi32(_mm512_max_epi32(value, low), high);
         to_f32(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+
+        largest(a: __m512) -> f32 = _mm512_reduce_max_ps(a);
+        truncate(a: __m512) -> __m512i = _mm512_cvttps_epi32(a);
+        copysign(a: __m512, b: __m512) -> __m512 = {
+            let sign = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
+        };
+    }
+
+    #[inline(always)]
+    fn narrow(self, integers: &[__m512i]) -> [u8; 32] {
+        // SAFETY: the token proves that the processor has the instructions; two halves have as many bytes as the array.
+        unsafe {
+            std::mem::transmute([_mm512_cvtsepi32_epi8(integers[0]), _mm512_cvtsepi32_epi8(integers[1])])
+        }
+    }
+
+    #[inline(always)]
+    fn step(self, steps: &Steps, a: __m512) -> (__m512i, __m512) {
+        // A binary search down the heap.
+        let (heap, values) = (self.load(&steps.heap), self.load(&steps.values));
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let one = _mm512_set1_epi32(1);
+            let mut node = one;
+            for level in 0..4 {
+                let threshold = match level {
+                    0 => self.splat(steps.heap[1]),
+                    _ => _mm512_permutexvar_ps(node, heap),
+                };
+                let is_right = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, threshold);
+                let left = _mm512_add_epi32(node, node);
+                node = _mm512_mask_add_epi32(left, is_right, left, one);
+            }
+            // The lookup sees the lowest four bits only, which are the number of the leaf.
+            let value = _mm512_permutexvar_ps(node, values);
+            (_mm512_sub_epi32(node, _mm512_set1_epi32(16)), value)
+        }
     }
 }
