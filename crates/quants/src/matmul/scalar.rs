@@ -2,7 +2,7 @@
 
 use super::{LONG, LONG_SUMS, SHORT, Shape, blocks};
 use crate::TensorType;
-use crate::matmul::ActivationKind;
+use crate::matmul::activations::{ActivationKind, long_sum_at};
 use crate::scalar::f32_from_f16;
 
 /// Running sums of a dot product of floats.
@@ -40,7 +40,7 @@ fn dot_long(ty: TensorType, weights: &[u8], activations: &[u8], shape: &Shape) -
             let products = block.quants[16 * s..][..16].iter().zip(&quants[16 * s..][..16]);
             let sum: i32 = products.map(|(&w, &x)| i32::from(w) * i32::from(x as i8)).sum();
             isum += i32::from(block.scales[s]) * sum;
-            let sum = i16::from_le_bytes([sums[2 * s], sums[2 * s + 1]]);
+            let sum = u16_at(sums, 2 * long_sum_at(s)) as i16;
             msum += i32::from(block.mins[s]) * i32::from(sum);
         }
         dot = (block.d * a).mul_add(isum as f32, dot);

@@ -1,0 +1,6 @@
+//! Kernels for x86-64.
+
+pub(super) mod matmul;
+mod matmul_blocks;
+mod matmul_rows;
+mod matmul_tiles;
