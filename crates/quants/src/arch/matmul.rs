@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::matmul as x86_64;
-use crate::matmul::{Shape, multiply_scalar};
+use crate::matmul::{ActivationKind, Shape, multiply_scalar};
 use crate::{Error, TensorType};
 
 /// An instruction set with kernels of its own.
@@ -34,6 +34,16 @@ impl Level {
         }
         Self::Scalar
     }
+}
+
+/// Stores a row of activations. All levels give the same bytes.
+pub(crate) fn quantize_activations(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if Level::best() != Level::Scalar {
+        // SAFETY: the processor has AVX2, as every level but the scalar one needs.
+        return unsafe { x86_64::quantize_activations(kind, row, out) };
+    }
+    crate::matmul::quantize_activations(kind, row, out);
 }
 
 /// [`crate::matmul::multiply`] with sizes that have been checked.

@@ -84,7 +84,7 @@ impl ActivationKind {
     pub fn quantize(self, row: &[f32], out: &mut [u8]) {
         assert!(row.len().is_multiple_of(self.block_len()), "{} columns", row.len());
         assert_eq!(out.len(), self.row_bytes(row.len()), "bytes of a row of {} activations", row.len());
-        quantize(self, row, out);
+        crate::arch::matmul::quantize_activations(self, row, out);
     }
 }
 
@@ -103,7 +103,9 @@ pub(super) fn kind_for(ty: TensorType) -> Option<ActivationKind> {
     })
 }
 
-fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
+/// [`ActivationKind::quantize`], to be compiled for several instruction sets: the compiler makes vectors of it.
+#[inline(always)]
+pub(crate) fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
     let layout = kind.layout(row.len());
     let (quants, rest) = out.split_at_mut(layout.scales);
     let (scales, rest) = rest.split_at_mut(layout.sums - layout.scales);
@@ -143,6 +145,7 @@ fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
 }
 
 /// Rounds the columns of a block to quants; the result is their scale, NaN where a column is not finite.
+#[inline(always)]
 fn quantize_block<const LEN: usize>(columns: &[f32; LEN], quants: &mut [u8; LEN]) -> f32 {
     // Bits without the sign order magnitudes, infinity and NaN above the rest.
     let largest = columns.iter().fold(0, |largest: u32, column| largest.max(column.to_bits() & 0x7FFF_FFFF));
@@ -153,11 +156,13 @@ fn quantize_block<const LEN: usize>(columns: &[f32; LEN], quants: &mut [u8; LEN]
     }
     let inverse = 127.0 / largest;
     for (quant, column) in quants.iter_mut().zip(columns) {
-        *quant = (column * inverse).round_ties_even() as i8 as u8;
+        // The sum with 1.5 * 2^23 leaves the nearest integer in the low bits, ties to even.
+        *quant = (column * inverse + 12_582_912.0).to_bits() as u8;
     }
     largest / 127.0
 }
 
+#[inline(always)]
 fn store_sum(quants: &[u8], sums: &mut [u8], at: usize) {
     let sum: i16 = quants.iter().map(|&quant| i16::from(quant as i8)).sum();
     sums[2 * at..][..2].copy_from_slice(&sum.to_le_bytes());

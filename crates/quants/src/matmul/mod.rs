@@ -37,10 +37,10 @@ mod scalar;
 mod tests;
 
 pub use activations::ActivationKind;
-pub(crate) use activations::{LONG, LONG_SUMS, Layout, SHORT};
+pub(crate) use activations::{LONG, LONG_SUMS, Layout, SHORT, quantize as quantize_activations};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use blocks::IQ4_GRID;
-pub(crate) use scalar::multiply as multiply_scalar;
+pub(crate) use scalar::{LANES as FLOAT_LANES, multiply as multiply_scalar};
 
 use crate::{Error, TensorType};
 

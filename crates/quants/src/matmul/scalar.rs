@@ -6,7 +6,7 @@ use crate::matmul::activations::{ActivationKind, long_sum_at};
 use crate::scalar::f32_from_f16;
 
 /// Running sums of a dot product of floats.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Calls `store` with the number of each row of activations, of each row of weights, and their dot product.
 pub(crate) fn multiply(
@@ -69,9 +69,11 @@ fn dot_float(ty: TensorType, weights: &[u8], activations: &[u8], shape: &Shape) 
         _ => f32_from_f16(u16_at(weights, 2 * i)),
     };
     let mut sums = [0.0_f32; LANES];
-    for i in 0..shape.n_cols {
+    // The last columns are filled up with products of zeros, which make a negative zero positive.
+    for i in 0..shape.n_cols.next_multiple_of(LANES) {
         let sum = &mut sums[i % LANES];
-        *sum = weight(i).mul_add(f32_at(activations, 4 * i), *sum);
+        let weight = if i < shape.n_cols { weight(i) } else { 0.0 };
+        *sum = weight.mul_add(f32_at(activations, 4 * i), *sum);
     }
     let mut n = LANES / 2;
     while n > 0 {

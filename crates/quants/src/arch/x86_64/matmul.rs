@@ -1,9 +1,10 @@
 //! Which of the x86-64 kernels multiplies rows of a shape.
 
 use super::matmul_blocks::*;
+use super::matmul_floats::{self as floats, BF16, F16, F32};
 use super::{matmul_rows as rows, matmul_tiles as tiles};
 use crate::TensorType;
-use crate::matmul::Shape;
+use crate::matmul::{ActivationKind, Shape};
 
 /// Whether there is a kernel for the type; if so the products have been written.
 ///
@@ -39,8 +40,21 @@ pub(crate) unsafe fn multiply(
             TensorType::Q4_0 => kernels!(short, Q4_0),
             TensorType::IQ4_NL => kernels!(short, IQ4_NL),
             TensorType::Q8_0 => kernels!(short, Q8_0),
+            TensorType::F32 => floats::multiply::<F32>(weights, activations, shape, out),
+            TensorType::F16 => floats::multiply::<F16>(weights, activations, shape, out),
+            TensorType::BF16 => floats::multiply::<BF16>(weights, activations, shape, out),
             _ => return false,
         }
     }
     true
+}
+
+/// Stores a row of activations.
+///
+/// # Safety
+///
+/// The processor must have AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn quantize_activations(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
+    crate::matmul::quantize_activations(kind, row, out);
 }
