@@ -141,6 +141,7 @@ stored_as_in_ggml! {
     q5_0_is_stored_as_in_ggml: Q5_0;
     q5_1_is_stored_as_in_ggml: Q5_1;
     q8_0_is_stored_as_in_ggml: Q8_0;
+    q2_k_is_stored_as_in_ggml: Q2_K;
     q4_k_is_stored_as_in_ggml: Q4_K;
     q5_k_is_stored_as_in_ggml: Q5_K;
     q6_k_is_stored_as_in_ggml: Q6_K;
@@ -151,6 +152,9 @@ weighted_as_in_ggml! {
     f16_is_weighted_as_in_ggml: F16;
     bf16_is_weighted_as_in_ggml: BF16;
     q8_0_is_weighted_as_in_ggml: Q8_0;
+    q2_k_is_weighted_as_in_ggml: Q2_K;
+    q4_k_is_weighted_as_in_ggml: Q4_K;
+    q5_k_is_weighted_as_in_ggml: Q5_K;
 }
 
 read_as_in_ggml! {
