@@ -350,6 +350,29 @@ pub(crate) unsafe fn float_scales<const TY: u32>(blocks: &[*const u8; 8]) -> (__
     }
 }
 
+/// Fetches these bytes into the first cache. Prefetching an address that can't be read does nothing.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn prefetch(from: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        _mm_prefetch(from.wrapping_add(at).cast(), _MM_HINT_T0);
+    }
+}
+
+/// How many bytes from its own block `b` of `n_blocks` a row is to prefetch: to the block `distance` blocks later or, at
+/// the end of the row, as far into the row that comes next in its place, `stride` bytes on.
+///
+/// The processor's own prefetching gives up at each row's end and at each page's.
+#[inline(always)]
+pub(crate) fn ahead(b: usize, n_blocks: usize, distance: usize, stride: usize, block_bytes: usize) -> isize {
+    let same_row = (distance * block_bytes) as isize;
+    if b + distance < n_blocks {
+        same_row
+    } else {
+        same_row + stride as isize - (n_blocks * block_bytes) as isize
+    }
+}
+
 /// The i-th result holds the i-th 32 bits of each of the eight.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -32,6 +32,10 @@ pub(crate) const AVX512_VNNI: u32 = 2;
 
 /// Tiles that are unpacked together: with their results and the activations they fit a small first cache.
 const TILES: usize = 4;
+/// Rows of activations up to which one tile is worked on at a time.
+const FEW: usize = 16;
+/// Super-blocks' lengths to fetch ahead.
+const AHEAD: usize = 2;
 /// Groups of eight weight rows in a tile of the longest vectors.
 const MAX_GROUPS: usize = 2;
 /// Rows of activations for which results are kept while tiles move along the columns.
@@ -165,7 +169,9 @@ pub(crate) unsafe fn multiply<const TY: u32, const ISA: u32>(
     shape: &Shape,
     out: *mut f32,
 ) {
-    let max_rows = const { TILES * groups(ISA) * GROUP };
+    // With few activations the weights come from memory, which is faster in few streams.
+    let n_tiles = if shape.n_acts <= FEW { 1 } else { TILES };
+    let max_rows = n_tiles * const { groups(ISA) * GROUP };
     for a in (0..shape.n_acts).step_by(PANEL) {
         let n_acts = PANEL.min(shape.n_acts - a);
         for w in (0..shape.n_rows).step_by(max_rows) {
@@ -219,10 +225,15 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
             for g in 0..const { groups(ISA) } {
                 // SAFETY: rows within the shape; missing ones are stood in for by the last.
                 unsafe {
-                    let blocks = std::array::from_fn(|r| {
+                    let blocks: [*const u8; GROUP] = std::array::from_fn(|r| {
                         let row = (t * rows_per_tile + g * GROUP + r).min(n_rows - 1);
                         weights.add(row * shape.row_bytes + b * block_bytes)
                     });
+                    let stride = n_rows * shape.row_bytes;
+                    let ahead = ahead(b, n_blocks, AHEAD * per_tile, stride, block_bytes);
+                    for block in blocks {
+                        prefetch(block.wrapping_offset(ahead), n * block_bytes);
+                    }
                     if const { is_long(TY) } {
                         unpack_long::<TY, ISA>(&blocks, tile.as_mut_ptr().cast(), g);
                     } else {
