@@ -6,6 +6,7 @@
 //! - [`quantize_weighted`]: the same with an importance for each column, on whole rows.
 //! - [`Level`]: which instructions the kernels use. It is detected; tests and benchmarks choose with [`quantize_at`] and
 //!   [`quantize_weighted_at`].
+//! - [`matmul`]: rows of weights times rows of activations.
 //!
 //! Scalar code is the reference, and there is one place where kernels are chosen (`dispatch`), once for each call.
 //!
@@ -22,6 +23,7 @@
 mod arch;
 mod dispatch;
 mod error;
+pub mod matmul;
 mod scalar;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! - [`Simd`]: the few vector operations that kernels are written in. Its implementations are zero-sized tokens, one for
 //!   each instruction set (`x86`), whose existence proves that the processor has it.
 //! - [`Kernel`]: code that is generic over [`Simd`]; [`Simd::vectorize`] compiles it for the token's instruction set.
+//! - [`matmul`]: kernels that multiply, with levels of their own.
 //!
 //! A kernel gives the bytes of the scalar reference. In kernels that search, a lane is a sub-block, so that within a lane
 //! each operation comes in the reference's order; no two operations are ever contracted into one.
@@ -17,6 +18,7 @@ mod affine_k;
 mod columns;
 mod iq4;
 mod legacy;
+pub(crate) mod matmul;
 mod q3_k;
 mod q6_k;
 mod scales;

@@ -15,6 +15,8 @@ pub(crate) mod q6_k;
 pub(crate) mod round;
 pub(crate) mod search;
 
+pub(crate) use float::f32_from_f16;
+
 use crate::TensorType;
 use crate::dispatch::{Dequantize, Quantize, QuantizeWeighted};
 

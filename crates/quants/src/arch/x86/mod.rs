@@ -15,6 +15,7 @@ macro_rules! operations {
 mod avx2;
 #[cfg(avx512)]
 mod avx512;
+pub(super) mod matmul;
 
 pub(crate) use avx2::Avx2;
 #[cfg(avx512)]
