@@ -16,12 +16,7 @@ use model_spec::{Architecture, FileType, keys};
 use crate::plan::Options;
 
 /// Version of the block layouts, `GGML_QNT_VERSION` of ggml.h.
-const QUANTIZATION_VERSION: u32 = 2;
-
-/// The model's name.
-pub(crate) fn name(checkpoint: &Checkpoint, options: &Options) -> String {
-    options.name.clone().unwrap_or_else(|| checkpoint.card().name.clone())
-}
+pub(crate) const QUANTIZATION_VERSION: u32 = 2;
 
 /// The metadata of the output of one file type.
 pub(crate) fn for_output(

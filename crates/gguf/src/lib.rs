@@ -39,6 +39,7 @@ mod layout;
 mod metadata;
 pub mod mmap;
 mod reader;
+mod split;
 mod value;
 mod writer;
 
@@ -47,5 +48,6 @@ pub use header::{DEFAULT_ALIGNMENT, TensorInfo};
 pub use layout::{Layout, TensorSpec};
 pub use metadata::Metadata;
 pub use reader::Gguf;
+pub use split::SplitName;
 pub use value::{Array, Value};
 pub use writer::{Overwrite, Writer, discard_partial_files};

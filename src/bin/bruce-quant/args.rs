@@ -17,11 +17,16 @@ Examples:
       writes two files into /srv/models and reads the checkpoint once
   bruce-quant BurningBruce-004 -q q5_k_m --dry-run
       shows every tensor, the size, and whether the disk has room
+  bruce-quant mixtral-BF16.gguf -q q5_k
+      starts from a GGUF file, as llama-quantize does
+  bruce-quant mixtral-2023.Q4_K_M.gguf -q copy
+      stacks the experts of an old file, so that today's llama.cpp loads it; no weight changes
 
-Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, Q4_0, Q5_0, Q5_1, BF16, F16, F32.
+Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, Q4_0, Q5_0, Q5_1, BF16, F16, F32;
+COPY keeps the types of a GGUF file.
 The types of single tensors follow llama-quantize, so the tensors equal those it makes.";
 
-/// Quantizes a Hugging Face checkpoint (Llama, Mistral, Mixtral) to GGUF, in one pass.
+/// Quantizes a Hugging Face checkpoint or a GGUF file (Llama, Mistral, Mixtral) to GGUF, in one pass.
 #[derive(Debug, Parser)]
 #[command(
     name = "bruce-quant",
@@ -31,8 +36,8 @@ The types of single tensors follow llama-quantize, so the tensors equal those it
     max_term_width = 100
 )]
 pub struct Args {
-    /// The checkpoint: a directory with config.json, safetensors and a tokenizer.
-    #[arg(value_name = "MODEL_DIR")]
+    /// The model: a directory with config.json, safetensors and a tokenizer, or a GGUF file (of several parts, any one).
+    #[arg(value_name = "MODEL")]
     pub model: PathBuf,
 
     /// What to quantize to; several separated by commas.
@@ -46,7 +51,7 @@ pub struct Args {
     )]
     pub quant: Vec<String>,
 
-    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL_DIR].
+    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL].
     #[arg(short, long, value_name = "PATH|DIR")]
     pub output: Option<PathBuf>,
 
@@ -62,6 +67,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Experts::Stacked, value_name = "LAYOUT")]
     pub expert_layout: Experts,
 
+    /// Quantize weights again that a GGUF file has quantized already; they get worse by it.
+    #[arg(long)]
+    pub allow_requantize: bool,
+
     /// A type weights pass through first, as in llama.cpp's two steps (convert, then quantize).
     #[arg(long, value_enum, default_value_t = Via::Source, value_name = "TYPE")]
     pub via: Via,
@@ -70,7 +79,7 @@ pub struct Args {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 
-    /// The model's name, instead of what the checkpoint says.
+    /// The model's name, instead of what the checkpoint or GGUF file says.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
@@ -78,7 +87,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
 
-    /// Leave out tensors that no Llama or Mixtral has, instead of refusing the checkpoint.
+    /// Leave out tensors that no Llama or Mixtral has, instead of refusing the model.
     #[arg(long)]
     pub ignore_unknown_tensors: bool,
 

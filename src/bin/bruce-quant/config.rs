@@ -9,7 +9,7 @@ use crate::args::{Args, Experts, Via};
 
 /// What this run will do.
 pub struct Config {
-    /// The checkpoint directory.
+    /// The checkpoint directory or GGUF file.
     pub model: PathBuf,
     /// Where to write, if anywhere in particular.
     pub output: Option<PathBuf>,
@@ -35,8 +35,13 @@ impl Config {
     /// # Errors
     /// A type is unknown or not made here, or named twice.
     pub fn resolve(args: Args) -> Result<Config, anyhow::Error> {
+        let keep_types = args.quant.iter().any(|name| is_copy(name));
+        if keep_types && args.quant.len() > 1 {
+            let what = "-q copy: found other types beside it, expected none, as it keeps those of the input";
+            return Err(UsageError(what.to_owned()).into());
+        }
         let mut file_types = Vec::new();
-        for name in &args.quant {
+        for name in args.quant.iter().filter(|_| !keep_types) {
             let file_type = file_type(name)?;
             if file_types.contains(&file_type) {
                 return Err(UsageError(format!("-q: {file_type} is named twice")).into());
@@ -68,6 +73,8 @@ impl Config {
                 },
                 name: args.name,
                 quantized_by: Some("Bruce".to_owned()),
+                keep_types,
+                allow_requantize: args.allow_requantize,
             },
             execute: convert::ExecuteOptions {
                 threads: args.threads.map_or(0, usize::from),
@@ -76,6 +83,11 @@ impl Config {
             },
         })
     }
+}
+
+/// Whether a name that was typed is llama-quantize's for keeping every type.
+fn is_copy(name: &str) -> bool {
+    name.trim().eq_ignore_ascii_case("copy")
 }
 
 /// The file type of a name that was typed.
@@ -101,6 +113,18 @@ pub fn advise(error: convert::Error) -> anyhow::Error {
             "the merge that made this checkpoint went wrong there; --allow-non-finite lets such weights through \
              (never in norms and routers)",
         ),
+        convert::Error::Requantize { .. } => exit::with_hint(
+            error,
+            "--allow-requantize does it; from the unquantized model the result is better",
+        ),
+        convert::Error::MixedExperts { .. } => exit::with_hint(
+            error,
+            "--expert-layout split keeps them apart; -q with a type and --allow-requantize makes them alike",
+        ),
+        convert::Error::UnknownTensors { .. } => {
+            exit::with_hint(error, "--ignore-unknown-tensors leaves them out")
+        }
+        convert::Error::NoTypesToKeep { .. } => exit::with_hint(error, "-q bf16 keeps the values of most"),
         _ => error.into(),
     }
 }
