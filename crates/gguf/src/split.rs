@@ -46,9 +46,29 @@ impl SplitName {
     }
 }
 
+/// The files of an output called `target` that has so many parts: one keeps the name, several add their numbers to it.
+pub(crate) fn file_names(target: &Path, n_parts: usize) -> Vec<PathBuf> {
+    if n_parts == 1 {
+        return vec![target.to_path_buf()];
+    }
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = name.strip_suffix(".gguf").unwrap_or(&name).to_owned();
+    let directory = target.parent().unwrap_or(Path::new("")).to_path_buf();
+    let split = SplitName { directory, prefix, n_parts: n_parts as u32 };
+    (0..split.n_parts).map(|i| split.part(i)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outputs_in_parts_add_numbers_to_the_name() {
+        assert_eq!(file_names(Path::new("dir/m.gguf"), 1), [Path::new("dir/m.gguf")]);
+        let parts = file_names(Path::new("dir/m.gguf"), 2);
+        assert_eq!(parts, [Path::new("dir/m-00001-of-00002.gguf"), Path::new("dir/m-00002-of-00002.gguf")]);
+        assert_eq!(SplitName::of(&parts[1]).expect("a part").part(0), parts[0]);
+    }
 
     #[test]
     fn names_of_parts_lead_to_all_parts() {
