@@ -10,6 +10,7 @@ mod commands;
 mod faults_model;
 mod faults_output;
 mod faults_system;
+mod gguf_input;
 mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;

@@ -15,7 +15,7 @@ const STRIP: usize = 32 * 1024;
 pub(crate) struct Chunk<'a> {
     /// The rows, in the order of the source.
     pub bytes: &'a [u8],
-    /// F32, F16 or BF16.
+    /// F32, F16, BF16, or a quantized type.
     pub dtype: TensorType,
     /// Number of rows; whole groups of the row order.
     pub rows: usize,
@@ -77,6 +77,9 @@ impl Chunk<'_> {
                 }
                 if !decoded {
                     self.decode(rows.clone(), scratch)?;
+                    if check && self.dtype.is_quantized() {
+                        self.check_decoded(rows.start, &scratch.strip)?;
+                    }
                     decoded = true;
                 }
                 let start = out.len();
@@ -92,9 +95,13 @@ impl Chunk<'_> {
         Ok(())
     }
 
+    fn row_bytes(&self) -> usize {
+        self.cols / self.dtype.block_len() * self.dtype.block_bytes()
+    }
+
     /// The bytes of what becomes row `row`.
     fn source_row(&self, row: usize) -> &[u8] {
-        let size = self.cols * self.dtype.block_bytes();
+        let size = self.row_bytes();
         let at = self.row_order.source_row(row as u64) as usize * size;
         &self.bytes[at..at + size]
     }
@@ -104,7 +111,7 @@ impl Chunk<'_> {
         let Scratch { strip, via, .. } = scratch;
         strip.resize(rows.len() * self.cols, 0.0);
         if self.row_order == RowOrder::AsIs {
-            let size = self.cols * self.dtype.block_bytes();
+            let size = self.row_bytes();
             quants::dequantize(self.dtype, &self.bytes[rows.start * size..rows.end * size], strip)?;
         } else {
             for (row, values) in rows.zip(strip.chunks_exact_mut(self.cols)) {
@@ -131,6 +138,17 @@ impl Chunk<'_> {
             true => Bad::TooLarge { row, col, value, ty },
             false => Bad::NonFinite { row, col, value },
         })
+    }
+
+    /// Checks what blocks were decoded to; a NaN or infinity among their scales shows only then.
+    fn check_decoded(&self, first_row: usize, strip: &[f32]) -> Result<(), Failure> {
+        if strip.iter().fold(false, |bad, x| bad | !x.is_finite())
+            && let Some(i) = strip.iter().position(|x| !x.is_finite())
+        {
+            let row = self.row_order.source_row((first_row + i / self.cols) as u64) as usize;
+            return Err(Failure::Bad(Bad::NonFinite { row, col: i % self.cols, value: strip[i] }));
+        }
+        Ok(())
     }
 
     /// Checks that blocks made of large values decode to finite ones.
@@ -194,7 +212,9 @@ fn first_non_finite(dtype: TensorType, bytes: &[u8]) -> Option<(usize, f32)> {
     let i = match dtype {
         TensorType::F32 => scan::<4>(bytes, |e| u32::from_le_bytes(e) & 0x7f80_0000 == 0x7f80_0000),
         TensorType::F16 => scan::<2>(bytes, |e| u16::from_le_bytes(e) & 0x7c00 == 0x7c00),
-        _ => scan::<2>(bytes, |e| u16::from_le_bytes(e) & 0x7f80 == 0x7f80),
+        TensorType::BF16 => scan::<2>(bytes, |e| u16::from_le_bytes(e) & 0x7f80 == 0x7f80),
+        // Blocks are looked at where they are decoded.
+        _ => None,
     }?;
     let size = dtype.block_bytes();
     let mut value = [0f32];

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use quants::TensorType;
+
 /// What went wrong, with the tensor and the value that show it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -90,6 +92,87 @@ pub enum Error {
         /// Rows and columns the model asks for.
         expected: Vec<u64>,
     },
+    /// The metadata describes no model that can be converted.
+    #[error(transparent)]
+    Model(#[from] model_spec::Error),
+    /// A file of weights cannot be read.
+    #[error("{}: cannot read weights: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A GGUF file has tensors that no part of a Llama or Mixtral uses.
+    #[error("{}: {n} unknown tensors: found {names}, expected only those of a Llama or Mixtral", file.display())]
+    UnknownTensors {
+        /// The file that was opened.
+        file: PathBuf,
+        /// How many.
+        n: usize,
+        /// The first of them.
+        names: String,
+    },
+    /// Tensors that every such model has are not there.
+    #[error("{}: {n} of {expected} tensors: missing {names}", file.display())]
+    MissingTensors {
+        /// The file that was opened.
+        file: PathBuf,
+        /// How many.
+        n: usize,
+        /// How many such a model has.
+        expected: usize,
+        /// The first of them.
+        names: String,
+    },
+    /// One expert's weights are in two tensors, one of each layout.
+    #[error("{}: {tensor}: found a second {expert}, expected each expert once", file.display())]
+    ExpertTwice {
+        /// The file.
+        file: PathBuf,
+        /// The second tensor.
+        tensor: String,
+        /// The expert's tensor by its own name.
+        expert: String,
+    },
+    /// Types are to be kept, and the input has none that were chosen.
+    #[error("{}: found a checkpoint, expected a GGUF file, whose tensors' types can be kept", path.display())]
+    NoTypesToKeep {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Experts that are to be stacked have different types, and these are to be kept.
+    #[error("{}: {tensor}: found experts of types {first} and {second}, expected one type to stack them", file.display())]
+    MixedExperts {
+        /// The file.
+        file: PathBuf,
+        /// The stacked tensor that was to be.
+        tensor: String,
+        /// The type of one expert.
+        first: &'static str,
+        /// Another one's.
+        second: &'static str,
+    },
+    /// A quantized weight would have to be quantized again, which nobody allowed.
+    #[error("{}: {tensor}: found type {ty}, which is quantized already, expected F32, F16 or BF16", file.display())]
+    Requantize {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: &'static str,
+    },
+    /// A weight is of a type that cannot be read here.
+    #[error("{}: {tensor}: found type {ty}, expected one that can be read: {}", file.display(), readable_types())]
+    CannotDequantize {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: &'static str,
+    },
     /// A chunk's size does not fit its type.
     #[error("{tensor}: {source}")]
     Quants {
@@ -114,4 +197,9 @@ pub enum Error {
         /// The system's answer.
         reason: String,
     },
+}
+
+fn readable_types() -> String {
+    let readable = TensorType::ALL.iter().filter(|ty| quants::can_dequantize(**ty));
+    readable.map(|ty| ty.name()).collect::<Vec<_>>().join(", ")
 }

@@ -10,13 +10,12 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use checkpoint::Checkpoint;
 use gguf::{Overwrite, Writer};
 use quants::TensorType;
 
-use crate::Error;
 use crate::chunk::{Bad, Chunk, Failure, Scratch};
 use crate::plan::{Plan, Source, Step};
+use crate::{Error, Input};
 
 /// Source bytes of a chunk, unless its rows are longer.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -87,7 +86,7 @@ pub struct Summary {
 /// Reading or writing fails, an existing file may not be overwritten, or a weight is not finite or too large
 /// for its type. The error is about the first bad weight in reading order, whatever the number of threads.
 pub fn execute(
-    checkpoint: &Checkpoint,
+    input: &dyn Input,
     plan: &Plan,
     paths: &[PathBuf],
     options: &Options,
@@ -110,7 +109,7 @@ pub fn execute(
 
     progress.begin(plan.input_bytes());
     let work = Work {
-        checkpoint,
+        input,
         plan,
         writers: &writers,
         allow_non_finite: options.allow_non_finite,
@@ -145,7 +144,7 @@ struct Job<'a> {
 }
 
 struct Work<'a> {
-    checkpoint: &'a Checkpoint,
+    input: &'a dyn Input,
     plan: &'a Plan,
     writers: &'a [Writer],
     allow_non_finite: bool,
@@ -210,9 +209,9 @@ impl Work<'_> {
                 bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
             }
             Source::Weight(weight) => {
-                let row_bytes = step.cols * weight.dtype.block_bytes() as u64;
+                let row_bytes = weight.size / step.rows;
                 bytes.resize((rows * row_bytes) as usize, 0);
-                self.checkpoint.read(weight, first_row * row_bytes, bytes)?;
+                self.input.read(weight, first_row * row_bytes, bytes)?;
             }
         }
         Ok(())
@@ -271,10 +270,10 @@ impl Work<'_> {
         };
         let (file, source_name) = match &job.step.source {
             Source::Weight(weight) => {
-                let shard = self.checkpoint.shards().nth(weight.shard);
-                (shard.unwrap_or(self.checkpoint.dir()).to_owned(), weight.source_name.as_str())
+                let file = self.input.files().get(weight.shard).map_or(self.input.path(), |file| *file);
+                (file.to_owned(), weight.source_name.as_str())
             }
-            Source::Computed(_) => (self.checkpoint.dir().join("config.json"), "rope scaling"),
+            Source::Computed(_) => (self.input.path().join("config.json"), "rope scaling"),
         };
         let tensor = format!("{source_name} ({})", job.step.id.name());
         match bad {

@@ -1,4 +1,4 @@
-//! From a checkpoint to quantized GGUF files: the plan, then its execution.
+//! From a checkpoint or a GGUF file to quantized GGUF files: the plan, then its execution.
 //!
 //! [`Plan::new`] decides everything from headers alone: every output tensor with its name, shape, type and the
 //! slices of the input it is made of, the metadata, the place of every byte. A dry run prints the plan; tests
@@ -13,14 +13,18 @@ mod block;
 mod chunk;
 mod error;
 mod execute;
+mod gguf_input;
 mod importance;
+mod input;
 mod metadata;
 mod plan;
 mod recipe;
 
 pub use error::Error;
 pub use execute::{NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute};
+pub use gguf_input::GgufModel;
 pub use importance::Importance;
+pub use input::{Input, Origin};
 pub use plan::{
     Destination, ExpertLayout, Options, OutputPlan, Plan, PlannedTensor, RowOrder, Source, Step, Via,
 };

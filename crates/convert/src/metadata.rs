@@ -16,12 +16,7 @@ use model_spec::{Architecture, FileType, keys};
 use crate::plan::Options;
 
 /// Version of the block layouts, `GGML_QNT_VERSION` of ggml.h.
-const QUANTIZATION_VERSION: u32 = 2;
-
-/// The model's name.
-pub(crate) fn name(checkpoint: &Checkpoint, options: &Options) -> String {
-    options.name.clone().unwrap_or_else(|| checkpoint.card().name.clone())
-}
+pub(crate) const QUANTIZATION_VERSION: u32 = 2;
 
 /// The metadata of the output of one file type.
 pub(crate) fn for_output(
@@ -38,12 +33,6 @@ pub(crate) fn for_output(
     add_vocabulary(&mut metadata, checkpoint.vocabulary());
     metadata.insert(keys::GENERAL_QUANTIZATION_VERSION, QUANTIZATION_VERSION);
     metadata.insert(keys::GENERAL_FILE_TYPE, file_type.id());
-    for (key, value) in &options.overrides {
-        metadata.insert(key, value.clone());
-    }
-    if let Some(importance) = &options.importance {
-        importance.write_metadata(&mut metadata);
-    }
     metadata
 }
 

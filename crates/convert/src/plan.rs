@@ -6,19 +6,21 @@
 //!
 //! Order of tensors in a file: files of unquantized types follow llama.cpp's converter (tensors in the order of
 //! shards and, within one, of source names; experts where their last part appears, gate, down, up), quantized files
-//! follow llama-quantize (by layer, then by name).
+//! follow llama-quantize (by layer, then by name), and so does everything made from a GGUF file.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use checkpoint::{Checkpoint, Weight};
+use checkpoint::Weight;
 use gguf::{Layout, Metadata, TensorSpec, Value};
-use model_spec::{FileType, HyperParams, TensorId, TensorKind, TensorRole};
+use model_spec::{FileType, HyperParams, TensorId, TensorKind, TensorRole, keys};
 use quants::TensorType;
 
 use crate::importance::Importance;
+use crate::input::{Input, Origin};
 use crate::recipe::{self, Recipe, RuleError, Rules, Untyped};
-use crate::{Error, block, metadata};
+use crate::{Error, block};
 
 /// How the experts of a layer are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub struct Options {
     pub via: Via,
     /// `general.name` instead of the checkpoint's.
     pub name: Option<String>,
-    /// `general.quantized_by`.
+    /// `general.quantized_by`; what a GGUF file says is left as it is.
     pub quantized_by: Option<String>,
     /// What the user asks for about types.
     pub rules: Rules,
@@ -64,6 +66,11 @@ pub struct Options {
     pub importance: Option<Importance>,
     /// Metadata to set, whatever the checkpoint says.
     pub overrides: Vec<(String, Value)>,
+    /// Every tensor keeps its type, and the output the file type of the input, which is a GGUF file; `file_types`
+    /// is not looked at.
+    pub keep_types: bool,
+    /// Whether quantized weights may be quantized again.
+    pub allow_requantize: bool,
 }
 
 /// Which row of the source becomes which row of the output.
@@ -164,7 +171,7 @@ impl OutputPlan {
 /// Where the rows of a step come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// A weight of the checkpoint.
+    /// A weight of the input.
     Weight(Weight),
     /// Values computed from the configuration.
     Computed(Vec<f32>),
@@ -221,25 +228,31 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for a checkpoint; reads no weights.
+    /// The plan for a checkpoint or a GGUF file; reads no weights.
     ///
     /// # Errors
-    /// A recipe asks for a type that cannot be made, a weight is missing or has another shape than the model's
-    /// numbers say, or a file cannot be laid out.
-    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
-        if options.file_types.is_empty() {
+    /// A recipe asks for a type that cannot be made, a weight is missing, has another shape than the model's
+    /// numbers say, or a type that cannot or may not be converted, or a file cannot be laid out.
+    pub fn new(input: &dyn Input, options: &Options) -> Result<Plan, Error> {
+        let file_types = match (options.keep_types, input.file_type()) {
+            (false, _) => options.file_types.clone(),
+            (true, Some(file_type)) => vec![file_type],
+            (true, None) => return Err(Error::NoTypesToKeep { path: input.path().to_owned() }),
+        };
+        if file_types.is_empty() {
             return Err(Error::Outputs { found: 0, expected: "at least one file type".to_owned() });
         }
-        let steps = steps(checkpoint, options.via)?;
-        let name = metadata::name(checkpoint, options);
+        let steps = steps(input, if options.keep_types { Via::Source } else { options.via })?;
+        let name = options.name.clone().unwrap_or_else(|| input.name().to_owned());
         let mut plan = Plan { name, outputs: Vec::new(), steps, warnings: Vec::new() };
         if let Some(importance) = &options.importance {
-            plan.weigh(importance, checkpoint.hparams())?;
+            plan.weigh(importance, input.hparams())?;
         }
-        plan.check_rules(&options.rules, options.expert_layout, checkpoint.hparams())?;
-        for &file_type in &options.file_types {
-            plan.add_output(checkpoint, file_type, options)?;
+        plan.check_rules(&options.rules, options.expert_layout, input.hparams())?;
+        for file_type in file_types {
+            plan.add_output(input, file_type, options)?;
         }
+        check_conversions(input, &plan.steps, options)?;
         Ok(plan)
     }
 
@@ -253,20 +266,20 @@ impl Plan {
         self.outputs.iter().map(|o| o.layout.total_size()).sum()
     }
 
-    fn add_output(
-        &mut self,
-        checkpoint: &Checkpoint,
-        file_type: FileType,
-        options: &Options,
-    ) -> Result<(), Error> {
-        let hparams = checkpoint.hparams();
-        let tied = checkpoint.weight(&TensorId::global(TensorRole::Output)).is_none();
+    fn add_output(&mut self, input: &dyn Input, file_type: FileType, options: &Options) -> Result<(), Error> {
+        let hparams = input.hparams();
+        let kept = kept_types(input, &self.steps, options)?;
+        let tied = input.weight(&TensorId::global(TensorRole::Output)).is_none();
         let rules = &options.rules;
         let recipe = Recipe { file_type, hparams, tied, has_importance: options.importance.is_some(), rules };
 
-        let untyped = self.untyped(file_type, options.expert_layout, hparams);
-        let types = recipe.types(&untyped);
-        self.check_types(&untyped, &types, file_type, options.expert_layout)?;
+        let untyped = self.untyped(input.origin(), file_type, options.expert_layout, hparams);
+        let mut types = recipe.types(&untyped);
+        for (tensor, ty) in untyped.iter().zip(&mut types) {
+            *ty = kept.get(&tensor.id).copied().unwrap_or(*ty);
+        }
+        let chosen = untyped.iter().zip(&types).filter(|(tensor, _)| !kept.contains_key(&tensor.id));
+        self.check_types(chosen, file_type, options.expert_layout)?;
         let mut tensors: Vec<PlannedTensor> = Vec::new();
         let mut place_of: HashMap<TensorId, usize> = HashMap::new();
         for (Untyped { id, ne, .. }, ty) in untyped.into_iter().zip(types) {
@@ -274,10 +287,17 @@ impl Plan {
             tensors.push(PlannedTensor { id, name: id.name(), ne, ty, size_bytes: 0, sources: Vec::new() });
         }
 
-        let metadata = metadata::for_output(checkpoint, file_type, &self.name, options);
+        let mut metadata = input.metadata(file_type, &self.name, options);
+        for (key, value) in &options.overrides {
+            metadata.insert(key, value.clone());
+        }
+        if let Some(importance) = &options.importance {
+            importance.write_metadata(&mut metadata);
+        }
         let specs: Vec<TensorSpec> =
             tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
-        let layout = Layout::new(&metadata, &specs, ALIGNMENT)?;
+        let alignment = metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT);
+        let layout = Layout::new(&metadata, &specs, alignment)?;
         for (i, tensor) in tensors.iter_mut().enumerate() {
             let range = layout.tensor_range(i);
             tensor.size_bytes = range.end - range.start;
@@ -344,7 +364,13 @@ impl Plan {
     }
 
     /// The tensors of an output in file order.
-    fn untyped(&self, file_type: FileType, layout: ExpertLayout, hparams: &HyperParams) -> Vec<Untyped> {
+    fn untyped(
+        &self,
+        origin: Origin,
+        file_type: FileType,
+        layout: ExpertLayout,
+        hparams: &HyperParams,
+    ) -> Vec<Untyped> {
         let mut kept: HashMap<TensorId, TensorType> = HashMap::new();
         for step in &self.steps {
             if let Source::Weight(weight) = &step.source {
@@ -355,14 +381,13 @@ impl Plan {
             let kept = kept.get(&id).copied().unwrap_or(TensorType::F32);
             Untyped { id, ne: id.ne(hparams), kept }
         };
-        file_order(&self.steps, file_type, layout).into_iter().map(untyped).collect()
+        file_order(origin, &self.steps, file_type, layout).into_iter().map(untyped).collect()
     }
 
     /// Checks that the types chosen for tensors can be made of what there is.
-    fn check_types(
+    fn check_types<'a>(
         &self,
-        tensors: &[Untyped],
-        types: &[TensorType],
+        chosen: impl Iterator<Item = (&'a Untyped, &'a TensorType)>,
         file_type: FileType,
         layout: ExpertLayout,
     ) -> Result<(), Error> {
@@ -372,7 +397,7 @@ impl Plan {
             .filter(|step| step.importance.is_none())
             .map(|step| target(&step.id, layout))
             .collect();
-        for (Untyped { id, .. }, ty) in tensors.iter().zip(types) {
+        for (Untyped { id, .. }, ty) in chosen {
             if !block::can_quantize(*ty) {
                 let (tensor, ty, file_type) = (id.name(), ty.name(), file_type.name());
                 return Err(Error::CannotQuantize { tensor, ty, file_type });
@@ -406,12 +431,11 @@ impl Step {
     }
 }
 
-/// One step per weight of the checkpoint, in reading order, without destinations yet.
-fn steps(checkpoint: &Checkpoint, via: Via) -> Result<Vec<Step>, Error> {
-    let hparams = checkpoint.hparams();
-    let shards: Vec<_> = checkpoint.shards().collect();
+/// One step per weight of the input, in reading order, without destinations yet.
+fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
+    let hparams = input.hparams();
     let mut steps = Vec::new();
-    if let Some(freqs) = checkpoint.rope_freqs() {
+    if let Some(freqs) = input.rope_freqs() {
         steps.push(Step {
             id: TensorId::global(TensorRole::RopeFreqs),
             source: Source::Computed(freqs.to_vec()),
@@ -424,16 +448,16 @@ fn steps(checkpoint: &Checkpoint, via: Via) -> Result<Vec<Step>, Error> {
             destinations: Vec::new(),
         });
     }
-    for (id, weight) in checkpoint.weights() {
+    for (id, weight) in input.weights() {
         let ne = id.ne(hparams);
         let expected = vec![ne.iter().skip(1).product::<u64>(), ne[0]];
         let found = vec![weight.rows, weight.cols];
         if found != expected {
-            let (file, tensor) = (shards[weight.shard].to_owned(), weight.source_name.clone());
+            let (file, tensor) = (file_of(input, weight), weight.source_name.clone());
             return Err(Error::Shape { file, tensor, found, expected });
         }
         let row_order = match id.role {
-            TensorRole::AttnQ | TensorRole::AttnK => {
+            TensorRole::AttnQ | TensorRole::AttnK if input.origin() == Origin::Checkpoint => {
                 RowOrder::RotaryInterleave { head_dim: u64::from(hparams.head_dim_k) }
             }
             _ => RowOrder::AsIs,
@@ -467,6 +491,57 @@ fn steps(checkpoint: &Checkpoint, via: Via) -> Result<Vec<Step>, Error> {
     Ok(steps)
 }
 
+/// The file that holds a weight.
+fn file_of(input: &dyn Input, weight: &Weight) -> PathBuf {
+    input.files().get(weight.shard).map_or(input.path(), |file| *file).to_owned()
+}
+
+/// The types that are not the recipe's to choose, by output tensor: all where types are kept, else those of a GGUF file's
+/// norms, biases and routers, which stay as they are.
+fn kept_types(
+    input: &dyn Input,
+    steps: &[Step],
+    options: &Options,
+) -> Result<HashMap<TensorId, TensorType>, Error> {
+    let mut kept = HashMap::new();
+    if input.origin() != Origin::Gguf {
+        return Ok(kept);
+    }
+    for step in steps {
+        let Source::Weight(weight) = &step.source else { continue };
+        let id = target(&step.id, options.expert_layout);
+        if !options.keep_types && recipe::is_quantizable(&id, &id.ne(input.hparams())) {
+            continue;
+        }
+        let first = *kept.entry(id).or_insert(weight.dtype);
+        if first != weight.dtype {
+            let (file, tensor) = (file_of(input, weight), id.name());
+            let (first, second) = (first.name(), weight.dtype.name());
+            return Err(Error::MixedExperts { file, tensor, first, second });
+        }
+    }
+    Ok(kept)
+}
+
+/// Checks that every weight that changes its type can be read, and is not quantized where that is not allowed.
+fn check_conversions(input: &dyn Input, steps: &[Step], options: &Options) -> Result<(), Error> {
+    for step in steps {
+        let Source::Weight(weight) = &step.source else { continue };
+        let ty = weight.dtype;
+        if step.via.is_none_or(|via| via == ty) && step.destinations.iter().all(|d| d.ty == ty) {
+            continue;
+        }
+        let (tensor, name) = (weight.source_name.clone(), ty.name());
+        if ty.is_quantized() && !options.allow_requantize {
+            return Err(Error::Requantize { file: file_of(input, weight), tensor, ty: name });
+        }
+        if !quants::can_dequantize(ty) {
+            return Err(Error::CannotDequantize { file: file_of(input, weight), tensor, ty: name });
+        }
+    }
+    Ok(())
+}
+
 /// The output tensor that a source weight belongs to.
 fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
     match (layout, id.expert, id.role.stacked()) {
@@ -476,7 +551,7 @@ fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
 }
 
 /// The output tensors in file order.
-fn file_order(steps: &[Step], file_type: FileType, layout: ExpertLayout) -> Vec<TensorId> {
+fn file_order(origin: Origin, steps: &[Step], file_type: FileType, layout: ExpertLayout) -> Vec<TensorId> {
     // Position of a tensor in the converter's output: where the last of its sources stands.
     let mut order: HashMap<TensorId, (usize, &str, u8)> = HashMap::new();
     for step in steps {
@@ -506,7 +581,7 @@ fn file_order(steps: &[Step], file_type: FileType, layout: ExpertLayout) -> Vec<
     }
 
     let mut ids: Vec<TensorId> = order.keys().copied().collect();
-    if file_type.default_type().is_quantized() {
+    if origin == Origin::Gguf || file_type.default_type().is_quantized() {
         // Tensors outside the layers come first, as llama-quantize takes them for layer -1.
         ids.sort_by_cached_key(|id| (id.layer, id.name()));
     } else {

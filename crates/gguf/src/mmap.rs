@@ -59,7 +59,7 @@ mod fault {
     //! async-signal-safe: it neither allocates nor waits, and takes locks only by trying.
 
     use super::*;
-    use crate::writer;
+    use crate::partial;
     use std::ffi::CStr;
     use std::sync::{Mutex, OnceLock, TryLockError, Weak};
 
@@ -128,7 +128,7 @@ mod fault {
             }
         }
         write(b", expected the file to stay as it was opened (it was truncated, or its disk fails)\n");
-        writer::for_each_partial_file(remove);
+        partial::for_each_partial_file(remove);
         // SAFETY: ends the process without running anything else.
         unsafe { libc::_exit(1) }
     }

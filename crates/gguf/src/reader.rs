@@ -2,7 +2,8 @@
 
 use crate::error::kind_of;
 use crate::header::{self, Header, TensorInfo};
-use crate::{Error, Metadata, mmap};
+use crate::split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS};
+use crate::{Error, Metadata, SplitName, mmap};
 use memmap2::Mmap;
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -50,8 +51,8 @@ impl Gguf {
                 "a name that ends in -0000I-of-0000N.gguf, by which the other parts are found".to_owned();
             return Err(malformed(path, SPLIT_COUNT, found, expected));
         };
-        if name.n_parts != n_parts {
-            let expected = format!("{}, as in the file's name", name.n_parts);
+        if name.n_parts() != n_parts {
+            let expected = format!("{}, as in the file's name", name.n_parts());
             return Err(malformed(path, SPLIT_COUNT, n_parts.to_string(), expected));
         }
         let paths: Vec<PathBuf> = (0..n_parts).map(|i| name.part(i)).collect();
@@ -184,10 +185,6 @@ impl Gguf {
     }
 }
 
-const SPLIT_COUNT: &str = "split.count";
-const SPLIT_NO: &str = "split.no";
-const SPLIT_TENSORS: &str = "split.tensors.count";
-
 fn malformed(path: &Path, field: &str, found: String, expected: String) -> Error {
     Error::Malformed { path: path.to_path_buf(), field: field.to_owned(), found, expected }
 }
@@ -197,31 +194,6 @@ fn split_number(path: &Path, metadata: &Metadata, key: &str) -> Result<Option<u3
         Error::ValueType { key, found, expected, .. } => malformed(path, &key, found, expected.to_owned()),
         other => other,
     })
-}
-
-/// What the name of a part says: `dir/name-00002-of-00003.gguf` is a part of `dir/name` in 3 parts.
-struct SplitName {
-    directory: PathBuf,
-    prefix: String,
-    n_parts: u32,
-}
-
-impl SplitName {
-    fn of(path: &Path) -> Option<SplitName> {
-        let text = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-        let (rest, n) = text.rsplit_once("-of-")?;
-        let (prefix, i) = rest.rsplit_once('-')?;
-        if [i, n].iter().any(|digits| digits.len() != 5 || !digits.bytes().all(|b| b.is_ascii_digit())) {
-            return None;
-        }
-        let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        Some(SplitName { directory, prefix: prefix.to_owned(), n_parts: n.parse().ok()? })
-    }
-
-    /// Path of a part, counted from 0 as in the metadata; names count from 1.
-    fn part(&self, index: u32) -> PathBuf {
-        self.directory.join(format!("{}-{:05}-of-{:05}.gguf", self.prefix, index + 1, self.n_parts))
-    }
 }
 
 fn open_one(path: &Path, part: usize) -> Result<(Arc<Mmap>, Header), Error> {
@@ -239,19 +211,6 @@ fn open_one(path: &Path, part: usize) -> Result<(Arc<Mmap>, Header), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_parts_lead_to_all_parts() {
-        let name = SplitName::of(Path::new("dir/a-00002-of-b-00002-of-00010.gguf")).expect("a part");
-        assert_eq!(name.n_parts, 10);
-        assert_eq!(name.part(0), Path::new("dir/a-00002-of-b-00001-of-00010.gguf"));
-        assert_eq!(name.part(9), Path::new("dir/a-00002-of-b-00010-of-00010.gguf"));
-        for other in
-            ["a.gguf", "a-2-of-3.gguf", "a-00001-of-00003", "a-00001-of-+0003.gguf", "00001-of-00003.gguf"]
-        {
-            assert!(SplitName::of(Path::new(other)).is_none(), "{other}");
-        }
-    }
 
     #[test]
     fn an_opened_file_may_be_shared_between_threads() {

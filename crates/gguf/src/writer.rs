@@ -1,81 +1,147 @@
-//! Writes a new file so that it appears under its name only when it is complete.
+//! Writes a new file, or one in several parts, so that it appears under its name only when it is complete.
 //!
-//! The bytes go into a hidden file beside the target. [`Writer::finish`] makes them durable in this order: write, fsync
-//! of the file, rename, fsync of the directory. So whatever happens, the target is the old file or the new one.
+//! The bytes go into a hidden file beside the target, one for each part. [`Writer::finish`] makes them durable in this
+//! order: write, fsync of every file, rename of every file, fsync of the directory. So whatever happens, the target is
+//! the old file or the new one. Parts are renamed last to first: a first part that is there has all others beside it.
+//!
+//! A hidden file is called after this process and goes when the writer does, or it is called after the target alone, so
+//! that another run can go on with it ([`Writer::create_resumable`], [`Writer::reopen`]).
 
 use crate::coverage::Coverage;
 use crate::error::kind_of;
-use crate::{Error, Layout};
-use std::ffi::{CStr, CString};
+use crate::{Error, Layout, PartialFile};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, PoisonError};
 
 /// What to do when the target is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overwrite {
     /// Refuse.
+    #[default]
     Refuse,
     /// Replace it, once the new file is complete.
     Replace,
 }
 
-/// Temporary files of this process that are not finished yet, also as C strings: a signal handler can't make those.
-static PARTIAL_FILES: Mutex<Vec<(PathBuf, CString)>> = Mutex::new(Vec::new());
-
-fn partial_files() -> MutexGuard<'static, Vec<(PathBuf, CString)>> {
-    PARTIAL_FILES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Removes every temporary file of this process; for the handler of an interrupt, just before the process ends.
-/// Writers that are still at work fail when they finish.
-pub fn discard_partial_files() {
-    for (path, _) in partial_files().drain(..) {
-        // There is nobody left to tell; the name says that the file is partial.
-        let _ = fs::remove_file(path);
-    }
-}
-
-/// Calls `f` with each temporary file. Neither waits nor allocates, so that a signal handler may call it.
-#[cfg(unix)]
-pub(crate) fn for_each_partial_file(f: impl Fn(&CStr)) {
-    let files = match PARTIAL_FILES.try_lock() {
-        Ok(files) => files,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return,
-    };
-    files.iter().for_each(|(_, path)| f(path));
-}
-
 /// A file being written.
 ///
-/// Dropped without [`finish`](Self::finish), it leaves nothing behind.
+/// Dropped without [`finish`](Self::finish), it leaves nothing behind, unless it was told to.
 #[derive(Debug)]
 pub struct Writer {
     target: PathBuf,
-    temporary: PathBuf,
-    file: File,
+    parts: Vec<Part>,
     layout: Layout,
     /// Which bytes of each tensor are there.
     written: Vec<Mutex<Coverage>>,
     overwrite: Overwrite,
 }
 
+#[derive(Debug)]
+struct Part {
+    /// The name it will have.
+    target: PathBuf,
+    partial: PartialFile,
+    file: File,
+}
+
 impl Writer {
-    /// Starts writing a file of the given layout that will be called `target`.
+    /// Starts writing a file of the given layout that will be called `target`; parts add their numbers to that.
     ///
     /// # Errors
     /// [`Error::Exists`] or [`Error::NotAFile`] when there is something at `target` that is not to be replaced (a
     /// symbolic link never is), [`Error::Io`] when the temporary file can't be made beside it.
     pub fn create(target: &Path, layout: Layout, overwrite: Overwrite) -> Result<Writer, Error> {
-        check_target(target, overwrite)?;
-        let (temporary, file) = create_temporary(target)?;
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let unique = format!(".{}-{number}", std::process::id());
+        let how = OpenOptions::new().write(true).create_new(true).to_owned();
+        Self::begin(target, layout, overwrite, &unique, &how, false)
+    }
+
+    /// As [`create`](Self::create), with a hidden file whose name another run can tell from the target's; one that an
+    /// earlier run left is emptied. With `stays` it is left behind when the writer is dropped before it is finished. The
+    /// caller sees to it that no two processes do this at once.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); [`Error::Io`] also when the disk has not room enough.
+    pub fn create_resumable(
+        target: &Path,
+        layout: Layout,
+        overwrite: Overwrite,
+        stays: bool,
+    ) -> Result<Writer, Error> {
+        let how = OpenOptions::new().write(true).create(true).truncate(true).to_owned();
+        Self::begin(target, layout, overwrite, "", &how, stays)
+    }
+
+    fn begin(
+        target: &Path,
+        layout: Layout,
+        overwrite: Overwrite,
+        distinction: &str,
+        how: &OpenOptions,
+        stays: bool,
+    ) -> Result<Writer, Error> {
+        let names = layout.file_names(target);
+        names.iter().try_for_each(|name| check_target(name, overwrite))?;
+        let mut parts = Vec::new();
+        for (index, target) in names.into_iter().enumerate() {
+            let path = hidden_name(&target, &format!("{distinction}.partial"));
+            let (partial, file) = PartialFile::open(path, how, stays)
+                .map_err(Error::io(&target, "create a temporary file beside it"))?;
+            reserve(&file, layout.part_size(index)).map_err(Error::io(&target, "set the size of"))?;
+            parts.push(Part { target, partial, file });
+        }
         let written = (0..layout.n_tensors()).map(|_| Mutex::default()).collect();
-        let writer = Writer { target: target.to_path_buf(), temporary, file, layout, written, overwrite };
-        writer.put(writer.layout.header(), 0)?;
+        let writer = Writer { target: target.to_path_buf(), parts, layout, written, overwrite };
+        for part in 0..writer.parts.len() {
+            writer.put(part, writer.layout.part_header(part), 0)?;
+        }
         Ok(writer)
+    }
+
+    /// Goes on with what a writer of [`create_resumable`](Self::create_resumable) left: `None` where there is nothing of
+    /// that layout. Which of its bytes are good the caller must know, and say with
+    /// [`mark_written`](Self::mark_written).
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn reopen(
+        target: &Path,
+        layout: Layout,
+        overwrite: Overwrite,
+        stays: bool,
+    ) -> Result<Option<Writer>, Error> {
+        let names = layout.file_names(target);
+        names.iter().try_for_each(|name| check_target(name, overwrite))?;
+        let mut parts = Vec::new();
+        for (index, target) in names.into_iter().enumerate() {
+            let path = hidden_name(&target, ".partial");
+            let found = fs::symlink_metadata(&path);
+            if !found.is_ok_and(|found| found.is_file() && found.len() == layout.part_size(index)) {
+                return Ok(None);
+            }
+            // It stays until it is known to be of this layout.
+            let opened = PartialFile::open(path.clone(), OpenOptions::new().read(true).write(true), true);
+            let (_, file) = opened.map_err(Error::io(&target, "open the unfinished file beside it"))?;
+            let mut header = vec![0; layout.part_header(index).len()];
+            if read_exact_at(&file, &mut header, 0).is_err() || header != layout.part_header(index) {
+                return Ok(None);
+            }
+            let opened = PartialFile::open(path, OpenOptions::new().write(true), stays);
+            let (partial, file) = opened.map_err(Error::io(&target, "open the unfinished file beside it"))?;
+            parts.push(Part { target, partial, file });
+        }
+        let written = (0..layout.n_tensors()).map(|_| Mutex::default()).collect();
+        Ok(Some(Writer { target: target.to_path_buf(), parts, layout, written, overwrite }))
+    }
+
+    /// Where [`create_resumable`](Self::create_resumable) keeps the unfinished files of such an output.
+    pub fn resumable_files(target: &Path, layout: &Layout) -> Vec<PathBuf> {
+        layout.file_names(target).iter().map(|name| hidden_name(name, ".partial")).collect()
     }
 
     /// Writes bytes of a tensor at an offset within it; any order, from any thread. Bytes written twice are those of
@@ -87,21 +153,36 @@ impl Writer {
     /// # Panics
     /// When the bytes leave the tensor, or there is no such tensor.
     pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let range = self.layout.tensor_range(tensor);
-        let size = range.end - range.start;
-        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= size);
-        let Some(end) = end else {
-            let name = self.layout.tensor_name(tensor);
-            panic!("{} bytes at {offset} leave tensor {name} of {size} bytes", bytes.len());
-        };
-        self.put(bytes, range.start + offset)?;
-        let mut written = self.written[tensor].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        written.add(offset..end);
+        let start = self.checked_start(tensor, offset, bytes.len() as u64);
+        self.put(self.layout.tensor_part(tensor), bytes, start)?;
+        self.mark_written(tensor, offset, bytes.len() as u64);
         Ok(())
     }
 
-    fn put(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
-        write_all_at(&self.file, bytes, offset).map_err(Error::io(&self.target, "write"))
+    /// Takes bytes of a tensor for written, as an earlier run did it.
+    ///
+    /// # Panics
+    /// When the bytes leave the tensor, or there is no such tensor.
+    pub fn mark_written(&self, tensor: usize, offset: u64, len: u64) {
+        self.checked_start(tensor, offset, len);
+        let mut written = self.written[tensor].lock().unwrap_or_else(PoisonError::into_inner);
+        written.add(offset..offset + len);
+    }
+
+    /// Where bytes of a tensor go in its part.
+    fn checked_start(&self, tensor: usize, offset: u64, len: u64) -> u64 {
+        let range = self.layout.tensor_range(tensor);
+        let size = range.end - range.start;
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let name = self.layout.tensor_name(tensor);
+            panic!("{len} bytes at {offset} leave tensor {name} of {size} bytes");
+        }
+        range.start + offset
+    }
+
+    fn put(&self, part: usize, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let Part { target, file, .. } = &self.parts[part];
+        write_all_at(file, bytes, offset).map_err(Error::io(target, "write"))
     }
 
     /// The file as it will be.
@@ -109,57 +190,92 @@ impl Writer {
         &self.layout
     }
 
+    /// Makes what has been written so far durable; meanwhile others may go on writing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync_data(&self) -> Result<(), Error> {
+        for part in &self.parts {
+            part.file.sync_data().map_err(Error::io(&part.target, "make durable"))?;
+        }
+        Ok(())
+    }
+
     /// Completes the file and gives it its name; returns its size in bytes.
     ///
     /// # Errors
     /// [`Error::Incomplete`] when bytes are missing, [`Error::Io`] when they can't be made durable, [`Error::Exists`]
-    /// when somebody else made the target meanwhile. The temporary file is then removed.
+    /// when somebody else made the target meanwhile. The temporary file is then removed, unless it is to stay.
     pub fn finish(self) -> Result<u64, Error> {
+        self.complete()?;
+        self.give_names()
+    }
+
+    /// The first half of [`finish`](Self::finish): the file is whole and durable, under its hidden name.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] and [`Error::Io`], as there.
+    pub fn complete(&self) -> Result<(), Error> {
         for (index, written) in self.written.iter().enumerate() {
             let range = self.layout.tensor_range(index);
             let size = range.end - range.start;
-            let written = written.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).total();
+            let written = written.lock().unwrap_or_else(PoisonError::into_inner).total();
             if written != size {
                 let name = self.layout.tensor_name(index).to_owned();
                 return Err(Error::Incomplete { path: self.target.clone(), name, written, size });
             }
         }
-        let total = self.layout.total_size();
-        self.file.set_len(total).map_err(Error::io(&self.target, "set the size of"))?;
-        self.file.sync_all().map_err(Error::io(&self.target, "make durable"))?;
-        match self.overwrite {
-            Overwrite::Replace => self.rename()?,
-            Overwrite::Refuse => self.name_anew()?,
+        for (index, part) in self.parts.iter().enumerate() {
+            let size = self.layout.part_size(index);
+            part.file.set_len(size).map_err(Error::io(&part.target, "set the size of"))?;
+            part.file.sync_all().map_err(Error::io(&part.target, "make durable"))?;
         }
-        sync_directory(directory_of(&self.target))?;
-        Ok(total)
+        Ok(())
     }
 
-    fn rename(&self) -> Result<(), Error> {
-        check_target(&self.target, self.overwrite)?;
-        fs::rename(&self.temporary, &self.target)
+    /// The second half of [`finish`](Self::finish), after [`complete`](Self::complete); returns the size in bytes of all
+    /// files. Where one of several can't have its name, the others lose theirs again if they were new.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] and [`Error::Io`], as there.
+    pub fn give_names(self) -> Result<u64, Error> {
+        let mut named: Vec<&Path> = Vec::new();
+        for part in self.parts.iter().rev() {
+            let done = match self.overwrite {
+                Overwrite::Replace => part.rename(self.overwrite),
+                Overwrite::Refuse => part.name_anew(),
+            };
+            if let Err(error) = done {
+                if self.overwrite == Overwrite::Refuse {
+                    named.iter().for_each(|path| drop(fs::remove_file(path)));
+                }
+                return Err(error);
+            }
+            named.push(&part.target);
+        }
+        sync_directory(directory_of(&self.target))?;
+        Ok(self.layout.total_size())
+    }
+}
+
+impl Part {
+    fn rename(&self, overwrite: Overwrite) -> Result<(), Error> {
+        check_target(&self.target, overwrite)?;
+        fs::rename(self.partial.path(), &self.target)
             .map_err(Error::io(&self.target, "rename the finished file to"))
     }
 
     /// Gives the file its name only if nobody has taken it: a hard link fails where a rename would replace.
     fn name_anew(&self) -> Result<(), Error> {
-        match fs::hard_link(&self.temporary, &self.target) {
-            Ok(()) => fs::remove_file(&self.temporary)
-                .map_err(Error::io(&self.temporary, "remove the temporary name")),
+        match fs::hard_link(self.partial.path(), &self.target) {
+            Ok(()) => fs::remove_file(self.partial.path())
+                .map_err(Error::io(self.partial.path(), "remove the temporary name")),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::Exists { path: self.target.clone() })
             }
             // A file system without hard links.
-            Err(_) => self.rename(),
+            Err(_) => self.rename(Overwrite::Refuse),
         }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        partial_files().retain(|(path, _)| *path != self.temporary);
-        // Gone already after a rename; otherwise there is nobody to tell.
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 
@@ -196,32 +312,39 @@ fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
     }
 }
 
-/// Bytes of the target's name that the temporary name repeats; file systems allow 255, and a suffix comes to them.
+/// Bytes of the target's name that a hidden name repeats; file systems allow 255, and an ending comes to them.
 const MAX_STEM: usize = 200;
 
-/// A new hidden file beside `target`, whose name says that it is partial and whose it is.
-fn create_temporary(target: &Path) -> Result<(PathBuf, File), Error> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
+/// A hidden name beside `target`, made of its name and an ending.
+pub(crate) fn hidden_name(target: &Path, ending: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let stem_end = (0..=name.len().min(MAX_STEM)).rfind(|end| name.is_char_boundary(*end)).unwrap_or(0);
-    let stem = &name[..stem_end];
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = directory_of(target).join(format!(".{stem}.{}-{number}.partial", std::process::id()));
-    let c_path = CString::new(temporary.as_os_str().as_encoded_bytes()).unwrap_or_default();
-    // Held until the file is registered, so that an interrupt between the two can't leave it behind.
-    let mut registered = partial_files();
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&temporary)
-        .map_err(Error::io(target, "create a temporary file beside it"))?;
-    registered.push((temporary.clone(), c_path));
-    Ok((temporary, file))
+    directory_of(target).join(format!(".{}{ending}", &name[..stem_end]))
+}
+
+/// Gives a new file its size, and its place on the disk where the file system can: then a full disk shows now.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => return Ok(()),
+            // Nothing of the kind on this file system.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.set_len(size)
 }
 
 #[cfg(unix)]
 fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
 }
 
 #[cfg(windows)]
@@ -231,6 +354,20 @@ fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()
             0 => return Err(io::ErrorKind::WriteZero.into()),
             n => {
                 bytes = &bytes[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                bytes = &mut bytes[n..];
                 offset += n as u64;
             }
         }

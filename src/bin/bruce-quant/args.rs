@@ -19,14 +19,19 @@ Examples:
       shows every tensor, the size, and whether the disk has room
   bruce-quant BurningBruce-004 -q iq3_m --imatrix imatrix.gguf --tensor-type 'attn_.*=q8_0'
       takes importances from a file of llama-imatrix or bruce-run imatrix, and keeps attention large
+  bruce-quant mixtral-BF16.gguf -q q5_k
+      starts from a GGUF file, as llama-quantize does
+  bruce-quant mixtral-2023.Q4_K_M.gguf -q copy
+      stacks the experts of an old file, so that today's llama.cpp loads it; no weight changes
 
 Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, BF16, F16, F32;
   Q3_K_L, Q3_K_M (or Q3_K), Q3_K_S, Q2_K, IQ4_XS, IQ4_NL, IQ3_M, IQ3_S, IQ3_XS, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4_MOE, TQ1_0, TQ2_0,
   Q1_0, Q2_0; and only with --imatrix: IQ3_XXS, Q2_K_S, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
+COPY keeps the types of a GGUF file.
 The types of single tensors follow llama-quantize, so the tensors equal those it makes.
 Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_K, iq4_xs, iq4_nl, iq3_s, iq3_xxs and so on.";
 
-/// Quantizes a Hugging Face checkpoint (Llama, Mistral, Mixtral) to GGUF, in one pass.
+/// Quantizes a Hugging Face checkpoint or a GGUF file (Llama, Mistral, Mixtral) to GGUF, in one pass.
 #[derive(Debug, Parser)]
 #[command(
     name = "bruce-quant",
@@ -36,8 +41,8 @@ Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_
     max_term_width = 100
 )]
 pub struct Args {
-    /// The checkpoint: a directory with config.json, safetensors and a tokenizer.
-    #[arg(value_name = "MODEL_DIR")]
+    /// The model: a directory with config.json, safetensors and a tokenizer, or a GGUF file (of several parts, any one).
+    #[arg(value_name = "MODEL")]
     pub model: PathBuf,
 
     /// What to quantize to; several separated by commas.
@@ -51,7 +56,7 @@ pub struct Args {
     )]
     pub quant: Vec<String>,
 
-    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL_DIR].
+    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL].
     #[arg(short, long, value_name = "PATH|DIR")]
     pub output: Option<PathBuf>,
 
@@ -66,6 +71,10 @@ pub struct Args {
     /// How experts are stored: all of a layer in one tensor, which llama.cpp needs, or each in its own.
     #[arg(long, value_enum, default_value_t = Experts::Stacked, value_name = "LAYOUT")]
     pub expert_layout: Experts,
+
+    /// Quantize weights again that a GGUF file has quantized already; they get worse by it.
+    #[arg(long)]
+    pub allow_requantize: bool,
 
     /// A type weights pass through first, as in llama.cpp's two steps (convert, then quantize).
     #[arg(long, value_enum, default_value_t = Via::Source, value_name = "TYPE")]
@@ -130,7 +139,7 @@ pub struct Args {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 
-    /// The model's name, instead of what the checkpoint says.
+    /// The model's name, instead of what the checkpoint or GGUF file says.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
@@ -138,7 +147,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
 
-    /// Leave out tensors that no Llama or Mixtral has, instead of refusing the checkpoint.
+    /// Leave out tensors that no Llama or Mixtral has, instead of refusing the model.
     #[arg(long)]
     pub ignore_unknown_tensors: bool,
 

@@ -10,7 +10,7 @@ use crate::rules;
 
 /// What this run will do.
 pub struct Config {
-    /// The checkpoint directory.
+    /// The checkpoint directory or GGUF file.
     pub model: PathBuf,
     /// Where to write, if anywhere in particular.
     pub output: Option<PathBuf>,
@@ -36,8 +36,13 @@ impl Config {
     /// # Errors
     /// A type is unknown or named twice, a rule makes no sense, a file of rules or importances is not one.
     pub fn resolve(args: Args) -> Result<Config, anyhow::Error> {
+        let keep_types = args.quant.iter().any(|name| is_copy(name));
+        if keep_types && args.quant.len() > 1 {
+            let what = "-q copy: found other types beside it, expected none, as it keeps those of the input";
+            return Err(UsageError(what.to_owned()).into());
+        }
         let mut file_types = Vec::new();
-        for name in &args.quant {
+        for name in args.quant.iter().filter(|_| !keep_types) {
             let file_type = file_type(name)?;
             if file_types.contains(&file_type) {
                 return Err(UsageError(format!("-q: {file_type} is named twice")).into());
@@ -74,6 +79,8 @@ impl Config {
                 rules,
                 importance,
                 overrides,
+                keep_types,
+                allow_requantize: args.allow_requantize,
             },
             execute: convert::ExecuteOptions {
                 threads: args.threads.map_or(0, usize::from),
@@ -82,6 +89,11 @@ impl Config {
             },
         })
     }
+}
+
+/// Whether a name that was typed is llama-quantize's for keeping every type.
+fn is_copy(name: &str) -> bool {
+    name.trim().eq_ignore_ascii_case("copy")
 }
 
 /// The file type of a name that was typed.
@@ -104,6 +116,18 @@ pub fn advise(error: convert::Error) -> anyhow::Error {
             error,
             "--imatrix takes a file that llama-imatrix or bruce-run imatrix makes; types of 3 bits and more need none",
         ),
+        convert::Error::Requantize { .. } => exit::with_hint(
+            error,
+            "--allow-requantize does it; from the unquantized model the result is better",
+        ),
+        convert::Error::MixedExperts { .. } => exit::with_hint(
+            error,
+            "--expert-layout split keeps them apart; -q with a type and --allow-requantize makes them alike",
+        ),
+        convert::Error::UnknownTensors { .. } => {
+            exit::with_hint(error, "--ignore-unknown-tensors leaves them out")
+        }
+        convert::Error::NoTypesToKeep { .. } => exit::with_hint(error, "-q bf16 keeps the values of most"),
         _ => error.into(),
     }
 }

@@ -1,7 +1,8 @@
-//! bruce-quant: a checkpoint directory goes in, quantized GGUF files come out.
+//! bruce-quant: a checkpoint directory or a GGUF file goes in, quantized GGUF files come out.
 
 mod args;
 mod config;
+mod input;
 mod output;
 mod progress;
 mod report;
@@ -30,13 +31,13 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     gguf::mmap::install_fault_handler();
     ctrlc::set_handler(interrupted).context("cannot watch for Ctrl-C")?;
 
-    let checkpoint = checkpoint::Checkpoint::open_with(&config.model, &config.open)?;
+    let (input, warnings) = input::open(&config)?;
     if !config.quiet {
-        for warning in checkpoint.warnings() {
-            eprintln!("warning: {}", neutral_line(warning));
+        for warning in warnings {
+            eprintln!("warning: {}", neutral_line(&warning));
         }
     }
-    let plan = convert::Plan::new(&checkpoint, &config.plan).map_err(config::advise)?;
+    let plan = convert::Plan::new(input.as_ref(), &config.plan).map_err(config::advise)?;
     if !config.quiet {
         for warning in &plan.warnings {
             eprintln!("warning: {}", neutral_line(warning));
@@ -47,14 +48,14 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     if config.dry_run {
         return print(&report::plan(&plan, &paths, &rooms));
     }
-    output::check(&config, &paths)?;
+    output::check(&config, input.as_ref(), &paths)?;
     output::check_room(&rooms)?;
     if config.verbose {
         eprint!("{}", report::plan(&plan, &paths, &rooms));
     }
 
     let drawn = progress::draw(&config);
-    let done = convert::execute(&checkpoint, &plan, &paths, &config.execute, drawn.as_ref());
+    let done = convert::execute(input.as_ref(), &plan, &paths, &config.execute, drawn.as_ref());
     drop(drawn);
     let summary = done.map_err(config::advise)?;
     if config.quiet { Ok(()) } else { print(&report::summary(&plan, &summary)) }

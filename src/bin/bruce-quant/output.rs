@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use bruce::exit::{self, UsageError};
 use bruce::size;
-use convert::Plan;
+use convert::{Input, Plan};
+use model_spec::FileType;
 
 use crate::config::Config;
 
@@ -34,9 +35,15 @@ pub fn paths(config: &Config, plan: &Plan) -> Result<Vec<PathBuf>, anyhow::Error
 const NAMELESS: &[&str] =
     &["model", "models", "merged", "merge", "output", "out", "checkpoint", "hf", "final"];
 
-/// What the files are called: as the user says, else as the directory is called, else as the model is. The directory
-/// comes first because that is the name its owner sees, spelled as they spell it.
+/// What the files are called: as the user says, else as the directory or file is called, else as the model is. The
+/// directory comes before the model because that is the name its owner sees, spelled as they spell it.
 fn base_name(config: &Config, plan: &Plan) -> String {
+    if config.plan.name.is_none()
+        && config.model.is_file()
+        && let Some(name) = config.model.file_name()
+    {
+        return without_type(&name.to_string_lossy()).to_owned();
+    }
     let directory = config.model.canonicalize().ok();
     let directory =
         directory.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
@@ -53,13 +60,23 @@ fn base_name(config: &Config, plan: &Plan) -> String {
     }
 }
 
+/// The name of a GGUF file without what its outputs have of their own: `m-BF16-00001-of-00002.gguf` is `m`.
+fn without_type(file_name: &str) -> &str {
+    let name = file_name.strip_suffix(".gguf").unwrap_or(file_name);
+    let name = gguf::SplitName::of(Path::new(file_name)).map_or(name, |part| &name[..part.prefix().len()]);
+    match name.rsplit_once(['-', '.']) {
+        Some((stem, ty)) if !stem.is_empty() && FileType::from_name(ty).is_some() => stem,
+        _ => name,
+    }
+}
+
 fn ends_as_directory(path: &Path) -> bool {
     let text = path.as_os_str().as_encoded_bytes();
     text.ends_with(b"/")
         || matches!(path.components().next_back(), Some(Component::CurDir | Component::ParentDir))
 }
 
-/// The directory that holds the checkpoint directory.
+/// The directory that holds the checkpoint directory or GGUF file.
 fn beside(model: &Path) -> Result<PathBuf, anyhow::Error> {
     let whole = model.canonicalize().with_context(|| format!("{}: cannot resolve", model.display()))?;
     let parent = whole.parent().map(Path::to_owned).unwrap_or(whole);
@@ -89,7 +106,7 @@ fn file_name_part(name: &str) -> String {
 }
 
 /// Checks that nothing is in the way of the outputs.
-pub fn check(config: &Config, paths: &[PathBuf]) -> Result<(), anyhow::Error> {
+pub fn check(config: &Config, input: &dyn Input, paths: &[PathBuf]) -> Result<(), anyhow::Error> {
     for path in paths {
         let parent = parent_of(path);
         let meta = parent.metadata().with_context(|| format!("{}: output directory", parent.display()))?;
@@ -104,7 +121,7 @@ pub fn check(config: &Config, paths: &[PathBuf]) -> Result<(), anyhow::Error> {
             let kind = if meta.file_type().is_fifo() { "a pipe" } else { "a device or socket" };
             bail!("{}: output: found {kind}, expected a file", path.display());
         }
-        if let Some(input) = same_file_in(&config.model, &meta) {
+        if let Some(input) = same_file_in(input, &meta) {
             bail!("{}: output: found the input {}, expected another file", path.display(), input.display());
         }
         if !config.force {
@@ -115,11 +132,15 @@ pub fn check(config: &Config, paths: &[PathBuf]) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// The file of the checkpoint directory that `meta` belongs to, directly or by link.
-fn same_file_in(dir: &Path, meta: &std::fs::Metadata) -> Option<PathBuf> {
-    let files = std::fs::read_dir(dir).ok()?;
-    files
-        .filter_map(|entry| Some(entry.ok()?.path()))
+/// The file of the input, of a checkpoint any file in its directory, that `meta` belongs to, directly or by link.
+fn same_file_in(input: &dyn Input, meta: &std::fs::Metadata) -> Option<PathBuf> {
+    let beside = std::fs::read_dir(input.path()).into_iter().flatten();
+    let beside = beside.filter_map(|entry| Some(entry.ok()?.path()));
+    input
+        .files()
+        .into_iter()
+        .map(Path::to_owned)
+        .chain(beside)
         .find(|path| path.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino())))
 }
 
@@ -192,6 +213,16 @@ mod tests {
         assert_eq!(file_name_part("../../etc/passwd"), "etc-passwd");
         assert_eq!(file_name_part("\u{1b}[2J"), "2J");
         assert_eq!(file_name_part("…"), "model");
+        for (file, name) in [
+            ("model-BF16.gguf", "model"),
+            ("mixtral-8x7b-v0.1.Q4_K_M.gguf", "mixtral-8x7b-v0.1"),
+            ("m-f16-00002-of-00003.gguf", "m"),
+            ("m-00002-of-00003.gguf", "m"),
+            ("m-1.gguf", "m-1"),
+            ("m", "m"),
+        ] {
+            assert_eq!(without_type(file), name, "{file}");
+        }
         assert!(file_name_part(&"ü".repeat(300)).len() <= 200);
     }
 }
