@@ -17,6 +17,38 @@ pub enum Error {
         /// The type asked for.
         found: TensorType,
     },
+    /// Weights of this type can't be multiplied here.
+    #[error("multiply: found type {found}, expected one of {}", list(crate::matmul::supports))]
+    CannotMultiply {
+        /// The type asked for.
+        found: TensorType,
+    },
+    /// Weights or activations do not fill whole rows.
+    #[error("{ty}: bytes of {what}: found {found}, expected a multiple of {expected}")]
+    PartialRow {
+        /// The weights' type.
+        ty: TensorType,
+        /// Which of the two.
+        what: &'static str,
+        /// Bytes given.
+        found: usize,
+        /// Bytes of a row.
+        expected: usize,
+    },
+    /// The results do not fit where they are to go.
+    #[error(
+        "results: found {found} floats with rows {stride} apart, expected room for {rows} rows of {cols}"
+    )]
+    Output {
+        /// Rows of activations.
+        rows: usize,
+        /// Rows of weights.
+        cols: usize,
+        /// Floats given.
+        found: usize,
+        /// Floats from one row to the next.
+        stride: usize,
+    },
     /// The weights do not fill whole blocks.
     #[error("{ty}: number of weights: found {found}, expected a multiple of {}", ty.block_len())]
     PartialBlock {

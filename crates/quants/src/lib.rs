@@ -3,6 +3,7 @@
 //! - [`TensorType`]: which types exist and how many bytes a row of each takes.
 //! - [`quantize`] and [`dequantize`]: whole blocks of weights, in memory, without allocating. The result for a block
 //!   depends on that block alone, so rows may be cut into chunks and spread over threads freely.
+//! - [`matmul`]: rows of weights times rows of activations.
 //!
 //! Scalar code is the reference, and there is one place where kernels are chosen (`dispatch`), once for each call.
 //!
@@ -15,8 +16,10 @@
 //! NaN among the weights neither panics nor stalls: F16 and BF16 store it as ggml does, elsewhere the block that holds
 //! it gets arbitrary (though repeatable) contents. Callers that read other people's files reject it first.
 
+mod arch;
 mod dispatch;
 mod error;
+pub mod matmul;
 mod scalar;
 #[cfg(test)]
 mod tests;

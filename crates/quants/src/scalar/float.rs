@@ -69,7 +69,7 @@ pub(super) fn f16_from_f32(value: f32) -> u16 {
 
 /// The value of the F16 with these bits.
 #[inline]
-pub(super) fn f32_from_f16(half: u16) -> f32 {
+pub(crate) fn f32_from_f16(half: u16) -> f32 {
     /// 2^112, the distance between the biases of the two exponents.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
 

@@ -13,6 +13,8 @@ mod q6_k;
 mod round;
 mod search;
 
+pub(crate) use float::f32_from_f16;
+
 use crate::TensorType;
 use crate::dispatch::{Dequantize, Quantize};
 

@@ -1,0 +1,4 @@
+//! Kernels for instruction sets, and the choice among them.
+#![allow(unsafe_code, reason = "instruction sets are reached through unsafe functions")]
+
+pub(crate) mod matmul;
