@@ -7,7 +7,7 @@
 //! |--------|--------------------------------------------------------|----------------------------------|
 //! | quants | i8 for each column, -127..=127 | the same |
 //! | scales | f32 for each block: a column is scale * quant | the same |
-//! | sums   | 24 i16 for each block: the sums of 16 times 16 quants, then of 8 times 32 | i16 for each block: the sum of its quants |
+//! | sums   | 24 i16 for each block: the sums of 16 quants each, first of the 8 even sub-blocks, then of the odd ones; then those of 32 quants each | i16 for each block: the sum of its quants; an even number of them |
 //!
 //! [`ActivationKind::F32`] keeps the numbers as they are, four bytes each. The rest of a row is zeros, up to an odd
 //! number of cache lines: so rows far apart don't compete for the same lines of the cache.
@@ -23,6 +23,10 @@ pub(crate) const LONG: usize = 256;
 pub(crate) const SHORT: usize = 32;
 /// Sums that are kept of a block of 256 columns: 16 of 16 columns and 8 of 32.
 pub(crate) const LONG_SUMS: usize = 16 + 8;
+/// Which of these is the sum of the 16 columns of sub-block `s`.
+pub(super) const fn long_sum_at(s: usize) -> usize {
+    s % 2 * 8 + s / 2
+}
 const CACHE_LINE: usize = 64;
 /// Magnitudes up to here become zeros: the reciprocal of their scale would be infinite.
 const NEGLIGIBLE: f32 = 1e-36;
@@ -65,7 +69,7 @@ impl ActivationKind {
         let n_blocks = n_cols / self.block_len();
         let (quants, scales, sums) = match self {
             Self::Int8x256 => (n_cols, n_blocks * 4, n_blocks * LONG_SUMS * 2),
-            Self::Int8x32 => (n_cols, n_blocks * 4, n_blocks * 2),
+            Self::Int8x32 => (n_cols, n_blocks * 4, n_blocks.next_multiple_of(2) * 2),
             Self::F32 => (n_cols * 4, 0, 0),
         };
         let n_lines = (quants + scales + sums).div_ceil(CACHE_LINE) | 1;
@@ -80,7 +84,7 @@ impl ActivationKind {
     pub fn quantize(self, row: &[f32], out: &mut [u8]) {
         assert!(row.len().is_multiple_of(self.block_len()), "{} columns", row.len());
         assert_eq!(out.len(), self.row_bytes(row.len()), "bytes of a row of {} activations", row.len());
-        quantize(self, row, out);
+        crate::arch::matmul::quantize_activations(self, row, out);
     }
 }
 
@@ -99,7 +103,9 @@ pub(super) fn kind_for(ty: TensorType) -> Option<ActivationKind> {
     })
 }
 
-fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
+/// [`ActivationKind::quantize`], to be compiled for several instruction sets: the compiler makes vectors of it.
+#[inline(always)]
+pub(crate) fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
     let layout = kind.layout(row.len());
     let (quants, rest) = out.split_at_mut(layout.scales);
     let (scales, rest) = rest.split_at_mut(layout.sums - layout.scales);
@@ -110,9 +116,12 @@ fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
             let parts = scales.as_chunks_mut().0.iter_mut().zip(sums.as_chunks_mut::<{ LONG_SUMS * 2 }>().0);
             for ((columns, quants), (scale, sums)) in blocks.zip(parts) {
                 *scale = quantize_block(columns, quants).to_le_bytes();
-                let (of_16, of_32) = sums.split_at_mut(16 * 2);
-                store_sums::<16>(quants, of_16);
-                store_sums::<32>(quants, of_32);
+                for (s, quants) in quants.as_chunks::<16>().0.iter().enumerate() {
+                    store_sum(quants, sums, long_sum_at(s));
+                }
+                for (s, quants) in quants.as_chunks::<32>().0.iter().enumerate() {
+                    store_sum(quants, sums, 16 + s);
+                }
             }
             padding.fill(0);
         }
@@ -122,7 +131,7 @@ fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
             let parts = scales.as_chunks_mut().0.iter_mut().zip(sums.as_chunks_mut::<2>().0);
             for ((columns, quants), (scale, sum)) in blocks.zip(parts) {
                 *scale = quantize_block(columns, quants).to_le_bytes();
-                store_sums::<SHORT>(quants, sum);
+                store_sum(quants, sum, 0);
             }
             padding.fill(0);
         }
@@ -136,6 +145,7 @@ fn quantize(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
 }
 
 /// Rounds the columns of a block to quants; the result is their scale, NaN where a column is not finite.
+#[inline(always)]
 fn quantize_block<const LEN: usize>(columns: &[f32; LEN], quants: &mut [u8; LEN]) -> f32 {
     // Bits without the sign order magnitudes, infinity and NaN above the rest.
     let largest = columns.iter().fold(0, |largest: u32, column| largest.max(column.to_bits() & 0x7FFF_FFFF));
@@ -146,13 +156,14 @@ fn quantize_block<const LEN: usize>(columns: &[f32; LEN], quants: &mut [u8; LEN]
     }
     let inverse = 127.0 / largest;
     for (quant, column) in quants.iter_mut().zip(columns) {
-        *quant = (column * inverse).round_ties_even() as i8 as u8;
+        // The sum with 1.5 * 2^23 leaves the nearest integer in the low bits, ties to even.
+        *quant = (column * inverse + 12_582_912.0).to_bits() as u8;
     }
     largest / 127.0
 }
 
-fn store_sums<const LEN: usize>(quants: &[u8], sums: &mut [u8]) {
-    for (sum, quants) in sums.as_chunks_mut().0.iter_mut().zip(quants.as_chunks::<LEN>().0) {
-        *sum = quants.iter().map(|&quant| i16::from(quant as i8)).sum::<i16>().to_le_bytes();
-    }
+#[inline(always)]
+fn store_sum(quants: &[u8], sums: &mut [u8], at: usize) {
+    let sum: i16 = quants.iter().map(|&quant| i16::from(quant as i8)).sum();
+    sums[2 * at..][..2].copy_from_slice(&sum.to_le_bytes());
 }

@@ -17,7 +17,8 @@ use crate::scalar::f32_from_f16;
 use super::{LONG, SHORT};
 
 /// The values that IQ4_NL and IQ4_XS choose from.
-const IQ4_GRID: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4_GRID: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// 256 weights: weight = d * scale\[s\] * quant - dmin * min\[s\], s the sub-block of 16.
 pub(super) struct Long {

@@ -37,8 +37,10 @@ mod scalar;
 mod tests;
 
 pub use activations::ActivationKind;
-pub(crate) use activations::{LONG, LONG_SUMS, Layout, SHORT};
-pub(crate) use scalar::multiply as multiply_scalar;
+pub(crate) use activations::{LONG, LONG_SUMS, Layout, SHORT, quantize as quantize_activations};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use blocks::IQ4_GRID;
+pub(crate) use scalar::{LANES as FLOAT_LANES, multiply as multiply_scalar};
 
 use crate::{Error, TensorType};
 
@@ -99,7 +101,7 @@ impl Shape {
     }
 
     /// Floats that the results span.
-    fn out_len(&self) -> usize {
+    pub(crate) fn out_len(&self) -> usize {
         match (self.n_rows, self.n_acts) {
             (0, _) | (_, 0) => 0,
             (n_rows, n_acts) => (n_acts - 1).saturating_mul(self.out_stride).saturating_add(n_rows),

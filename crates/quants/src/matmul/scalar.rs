@@ -2,11 +2,11 @@
 
 use super::{LONG, LONG_SUMS, SHORT, Shape, blocks};
 use crate::TensorType;
-use crate::matmul::ActivationKind;
+use crate::matmul::activations::{ActivationKind, long_sum_at};
 use crate::scalar::f32_from_f16;
 
 /// Running sums of a dot product of floats.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Calls `store` with the number of each row of activations, of each row of weights, and their dot product.
 pub(crate) fn multiply(
@@ -40,7 +40,7 @@ fn dot_long(ty: TensorType, weights: &[u8], activations: &[u8], shape: &Shape) -
             let products = block.quants[16 * s..][..16].iter().zip(&quants[16 * s..][..16]);
             let sum: i32 = products.map(|(&w, &x)| i32::from(w) * i32::from(x as i8)).sum();
             isum += i32::from(block.scales[s]) * sum;
-            let sum = i16::from_le_bytes([sums[2 * s], sums[2 * s + 1]]);
+            let sum = u16_at(sums, 2 * long_sum_at(s)) as i16;
             msum += i32::from(block.mins[s]) * i32::from(sum);
         }
         dot = (block.d * a).mul_add(isum as f32, dot);
@@ -69,9 +69,11 @@ fn dot_float(ty: TensorType, weights: &[u8], activations: &[u8], shape: &Shape) 
         _ => f32_from_f16(u16_at(weights, 2 * i)),
     };
     let mut sums = [0.0_f32; LANES];
-    for i in 0..shape.n_cols {
+    // The last columns are filled up with products of zeros, which make a negative zero positive.
+    for i in 0..shape.n_cols.next_multiple_of(LANES) {
         let sum = &mut sums[i % LANES];
-        *sum = weight(i).mul_add(f32_at(activations, 4 * i), *sum);
+        let weight = if i < shape.n_cols { weight(i) } else { 0.0 };
+        *sum = weight.mul_add(f32_at(activations, 4 * i), *sum);
     }
     let mut n = LANES / 2;
     while n > 0 {

@@ -102,3 +102,61 @@ fn dot_products_are_those_of_the_dequantized_rows() {
         }
     }
 }
+
+/// Sizes around every boundary of the kernels: rows of weights, rows of activations, super-blocks or blocks.
+const SIZES: &[(usize, usize, usize)] = &[
+    (1, 1, 1),
+    (8, 1, 2),
+    (9, 2, 1),
+    (31, 3, 2),
+    (7, 4, 1),
+    (32, 5, 1),
+    (33, 6, 2),
+    (40, 7, 1),
+    (65, 8, 3),
+    (16, 13, 1),
+    (5, 127, 1),
+    (3, 128, 2),
+    (10, 131, 1),
+    (9, 257, 1),
+];
+
+fn assert_levels_agree(ty: TensorType, weights: &[u8], n_cols: usize, activations: &[u8]) {
+    use crate::arch::matmul::{Level, run_level};
+    let run = |level: Level, stride: usize| {
+        let shape = Shape::new(ty, weights, n_cols, activations, stride).unwrap();
+        let mut out = vec![f32::from_bits(0xABCD); shape.n_acts * stride];
+        run_level(level, ty, weights, activations, &shape, &mut out);
+        (out, shape)
+    };
+    let n_rows = weights.len() / ty.row_bytes(n_cols as u64).unwrap() as usize;
+    let stride = n_rows + 3;
+    let (expected, shape) = run(Level::Scalar, stride);
+    for level in Level::supported() {
+        let (found, _) = run(level, stride);
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let (a, w) = (i / stride, i % stride);
+            let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+            assert!(same, "{level:?} {ty} {shape:?} row {a} with {w}: found {found}, expected {expected}");
+        }
+    }
+}
+
+#[test]
+fn every_level_gives_the_bits_of_the_scalar_kernel() {
+    let mut random = Random::new(2);
+    for ty in supported() {
+        for &(n_rows, n_acts, n_blocks) in SIZES {
+            let lengths = match activation_kind(ty) {
+                ActivationKind::Int8x256 => vec![n_blocks * 256],
+                ActivationKind::Int8x32 => vec![n_blocks * 32, n_blocks * 256, 256 + n_blocks * 32],
+                ActivationKind::F32 => vec![n_blocks * 64, n_blocks * 16 + 5],
+            };
+            for n_cols in lengths {
+                let weights = random_weights(ty, n_rows, n_cols, &mut random);
+                let activations = random_activations(n_acts, n_cols, &mut random);
+                assert_levels_agree(ty, &weights, n_cols, &quantize_rows(ty, &activations, n_cols));
+            }
+        }
+    }
+}

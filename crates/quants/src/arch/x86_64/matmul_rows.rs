@@ -1,0 +1,223 @@
+//! Few rows of activations: eight rows of weights at a time, read once, vectors along the columns. AVX2.
+//!
+//! Each weight row's block gives a vector of partial sums for each row of activations; those of eight weight rows are
+//! added across at once, so that the float arithmetic works on eight rows in one vector too.
+
+use std::arch::x86_64::*;
+
+use super::matmul_blocks::{float_scales, load, quants, scales, short_quants, traits};
+use crate::matmul::{LONG, LONG_SUMS, SHORT, Shape};
+
+/// Rows of weights that are worked on together.
+pub(crate) const GROUP: usize = 8;
+
+/// The sums across each of the eight vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums_across(v: &[__m256i; 8]) -> __m256i {
+    let (a, b) = (_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    let (c, d) = (_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+    let (a, b) = (_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31))
+}
+
+/// The sums across each of the eight lower halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums_across_halves(v: &[__m256i; 8]) -> __m256i {
+    let pair = |r: usize| _mm256_inserti128_si256(v[r], _mm256_castsi256_si128(v[r + 4]), 1);
+    let (a, b) = (_mm256_hadd_epi32(pair(0), pair(1)), _mm256_hadd_epi32(pair(2), pair(3)));
+    _mm256_hadd_epi32(a, b)
+}
+
+/// Fetches the lines from `from` on that hold the next group's part that corresponds to this step.
+///
+/// Prefetching an address that can't be read does nothing.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn prefetch(from: *const u8, bytes: usize) {
+    let mut at = 0;
+    while at < bytes {
+        _mm_prefetch(from.wrapping_add(at).cast(), _MM_HINT_T0);
+        at += 64;
+    }
+}
+
+/// Writes the first `n` results of a group.
+///
+/// # Safety
+///
+/// `to` must be writable for `n` floats.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store(to: *mut f32, dots: __m256, n: usize) {
+    // SAFETY: as promised by the caller, and for fewer than eight only as many as are asked for.
+    unsafe {
+        if n == GROUP {
+            _mm256_storeu_ps(to, dots);
+        } else {
+            let mut all = [0.0; GROUP];
+            _mm256_storeu_ps(all.as_mut_ptr(), dots);
+            std::ptr::copy_nonoverlapping(all.as_ptr(), to, n);
+        }
+    }
+}
+
+/// `N` rows of activations times all rows of weights, in super-blocks of 256.
+///
+/// # Safety
+///
+/// `weights`, `activations` and `out` must be as large as the shape says, for `N` rows of activations.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn long<const TY: u32, const N: usize>(
+    weights: *const u8,
+    activations: *const u8,
+    shape: &Shape,
+    out: *mut f32,
+) {
+    let traits = const { traits(TY) };
+    let n_blocks = shape.n_cols / LONG;
+    let mut first = 0;
+    // SAFETY: all offsets lie within rows of the shape.
+    unsafe {
+        while first < shape.n_rows {
+            let n_rows = GROUP.min(shape.n_rows - first);
+            // Missing rows are stood in for by the last one; what comes of them is not stored.
+            let mut blocks: [*const u8; GROUP] =
+                std::array::from_fn(|r| weights.add((first + r.min(n_rows - 1)) * shape.row_bytes));
+            let mut ahead = weights.wrapping_add((first + GROUP) * shape.row_bytes);
+            let mut dots = [_mm256_setzero_ps(); N];
+            for b in 0..n_blocks {
+                prefetch(ahead, GROUP * traits.block_bytes);
+                ahead = ahead.wrapping_add(GROUP * traits.block_bytes);
+                let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
+                let mut msums = [[_mm256_setzero_si256(); GROUP]; N];
+                for r in 0..GROUP {
+                    let quants = quants::<TY>(blocks[r]);
+                    let factors = scales::<TY>(blocks[r]);
+                    for n in 0..N {
+                        let row = activations.add(n * shape.layout.row_bytes);
+                        let mut isum = long_sum::<TY>(&quants, factors.scales, row.add(b * LONG));
+                        if traits.minima || traits.offset != 0 {
+                            let sums = row.add(shape.layout.sums + 2 * LONG_SUMS * b);
+                            let msum = if traits.sub_len == 16 {
+                                _mm256_madd_epi16(factors.mins, load(sums))
+                            } else {
+                                let sums = _mm_loadu_si128(sums.add(2 * 16).cast());
+                                _mm256_madd_epi16(factors.mins, _mm256_zextsi128_si256(sums))
+                            };
+                            if traits.minima {
+                                msums[n][r] = msum;
+                            } else {
+                                isum = _mm256_sub_epi32(isum, msum);
+                            }
+                        }
+                        isums[n][r] = isum;
+                    }
+                }
+                let (d, dmin) = float_scales::<TY>(&blocks);
+                for n in 0..N {
+                    let scale = activations.add(n * shape.layout.row_bytes + shape.layout.scales + 4 * b);
+                    let scale = _mm256_set1_ps(scale.cast::<f32>().read_unaligned());
+                    let isum = _mm256_cvtepi32_ps(sums_across(&isums[n]));
+                    dots[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), isum, dots[n]);
+                    if traits.minima {
+                        let msum = match traits.sub_len {
+                            16 => sums_across(&msums[n]),
+                            _ => sums_across_halves(&msums[n]),
+                        };
+                        let msum = _mm256_cvtepi32_ps(msum);
+                        dots[n] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, scale), msum, dots[n]);
+                    }
+                }
+                blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
+            }
+            for n in 0..N {
+                store(out.add(n * shape.out_stride + first), dots[n], n_rows);
+            }
+            first += n_rows;
+        }
+    }
+}
+
+/// Partial sums of scale * quant * activation quant over a super-block.
+///
+/// # Safety
+///
+/// 256 activations must be readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn long_sum<const TY: u32>(quants: &[__m256i; 8], scales: __m256i, activations: *const u8) -> __m256i {
+    let mut isum = _mm256_setzero_si256();
+    for s in 0..8 {
+        // SAFETY: as promised by the caller.
+        let x = unsafe { load(activations.add(32 * s)) };
+        let products = if const { traits(TY).wide } {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(quants[s]), _mm256_sign_epi8(x, quants[s]))
+        } else {
+            _mm256_maddubs_epi16(quants[s], x)
+        };
+        let which = _mm256_set1_epi16((2 * s + 256 * (2 * s + 1)) as i16);
+        let scale = _mm256_shuffle_epi8(scales, which);
+        isum = _mm256_add_epi32(isum, _mm256_madd_epi16(products, scale));
+    }
+    isum
+}
+
+/// `N` rows of activations times all rows of weights, in blocks of 32.
+///
+/// # Safety
+///
+/// `weights`, `activations` and `out` must be as large as the shape says, for `N` rows of activations.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn short<const TY: u32, const N: usize>(
+    weights: *const u8,
+    activations: *const u8,
+    shape: &Shape,
+    out: *mut f32,
+) {
+    let traits = const { traits(TY) };
+    let n_blocks = shape.n_cols / SHORT;
+    let ones = _mm256_set1_epi16(1);
+    let mut first = 0;
+    // SAFETY: all offsets lie within rows of the shape.
+    unsafe {
+        while first < shape.n_rows {
+            let n_rows = GROUP.min(shape.n_rows - first);
+            // Missing rows are stood in for by the last one; what comes of them is not stored.
+            let mut blocks: [*const u8; GROUP] =
+                std::array::from_fn(|r| weights.add((first + r.min(n_rows - 1)) * shape.row_bytes));
+            let mut ahead = weights.wrapping_add((first + GROUP) * shape.row_bytes);
+            let mut dots = [_mm256_setzero_ps(); N];
+            for b in 0..n_blocks {
+                prefetch(ahead, GROUP * traits.block_bytes);
+                ahead = ahead.wrapping_add(GROUP * traits.block_bytes);
+                let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
+                for r in 0..GROUP {
+                    let mut quants = short_quants::<TY>(blocks[r]);
+                    if traits.offset != 0 {
+                        quants = _mm256_sub_epi8(quants, _mm256_set1_epi8(traits.offset as i8));
+                    }
+                    let magnitudes = _mm256_abs_epi8(quants);
+                    for n in 0..N {
+                        let x = load(activations.add(n * shape.layout.row_bytes + b * SHORT));
+                        let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, quants));
+                        isums[n][r] = _mm256_madd_epi16(products, ones);
+                    }
+                }
+                let (d, _) = float_scales::<TY>(&blocks);
+                for n in 0..N {
+                    let scale = activations.add(n * shape.layout.row_bytes + shape.layout.scales + 4 * b);
+                    let scale = _mm256_set1_ps(scale.cast::<f32>().read_unaligned());
+                    let isum = _mm256_cvtepi32_ps(sums_across(&isums[n]));
+                    dots[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), isum, dots[n]);
+                }
+                blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
+            }
+            for n in 0..N {
+                store(out.add(n * shape.out_stride + first), dots[n], n_rows);
+            }
+            first += n_rows;
+        }
+    }
+}
