@@ -144,8 +144,7 @@ impl Sources<'_> {
         let tensor = self.get(index);
         assert_eq!(tensor.type_, T::TYPE.id(), "operand {index}: type");
         // SAFETY: a valid operand.
-        let (contiguous, size) =
-            unsafe { (sys::ggml_is_contiguous(tensor), sys::ggml_nbytes(tensor)) };
+        let (contiguous, size) = unsafe { (sys::ggml_is_contiguous(tensor), sys::ggml_nbytes(tensor)) };
         assert!(contiguous && !tensor.data.is_null(), "operand {index}: not contiguous, or without a place");
         // SAFETY: the CPU backend runs the node, so its operands are in memory that the CPU reads; they were computed
         // before, and nothing writes them while this node runs. ggml aligns data to more than any element needs.
@@ -211,9 +210,8 @@ impl<'a> Rows<'a> {
             return None;
         }
         // SAFETY: the result has `n_rows` rows back to back, and the counter gives each number once in a computation.
-        let row = unsafe {
-            std::slice::from_raw_parts_mut(self.data.add(index * self.row_bytes), self.row_bytes)
-        };
+        let row =
+            unsafe { std::slice::from_raw_parts_mut(self.data.add(index * self.row_bytes), self.row_bytes) };
         Some((index, row))
     }
 }
@@ -253,7 +251,8 @@ impl Output<'_> {
         for (i, value) in values.iter().enumerate() {
             // SAFETY: inside the result, which is aligned for F32 and accessed through atomics only while the node
             // runs.
-            unsafe { AtomicU32::from_ptr(self.data.add(offset + i)) }.store(value.to_bits(), Ordering::Relaxed);
+            unsafe { AtomicU32::from_ptr(self.data.add(offset + i)) }
+                .store(value.to_bits(), Ordering::Relaxed);
         }
     }
 }

@@ -69,7 +69,12 @@ impl Graph {
         let context = ContextInner::with_bytes(bytes);
         // SAFETY: the arena was sized for this.
         let raw = unsafe { sys::ggml_new_graph_custom(context.raw(), max_nodes, false) };
-        Graph { raw: NonNull::new(raw).expect("sized above"), context, operands: RefCell::default(), custom: RefCell::default() }
+        Graph {
+            raw: NonNull::new(raw).expect("sized above"),
+            context,
+            operands: RefCell::default(),
+            custom: RefCell::default(),
+        }
     }
 
     pub(crate) fn raw(&self) -> *mut sys::ggml_cgraph {

@@ -144,8 +144,7 @@ impl Tensor {
         // SAFETY: a tensor's buffer lives as long as its context.
         unsafe {
             sys::ggml_backend_buffer_is_host(tensor.buffer)
-                && sys::ggml_backend_buffer_get_usage(tensor.buffer)
-                    == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
+                && sys::ggml_backend_buffer_get_usage(tensor.buffer) == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
         }
     }
 
