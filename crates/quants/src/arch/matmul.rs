@@ -1,53 +1,67 @@
 //! Which kernel multiplies.
 
 #[cfg(target_arch = "x86_64")]
-use super::x86_64::matmul as x86_64;
+use super::x86::matmul as x86;
 use crate::matmul::{ActivationKind, Shape, multiply_scalar};
 use crate::{Error, TensorType};
 
-/// An instruction set with kernels of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Level {
+/// An instruction set with kernels of its own. All levels give the same bits.
+///
+/// They are not [`crate::Level`]'s: products gain by instructions that nothing else gains by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Level(Isa);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
-    Avx2,
+    X86(x86::Isa),
 }
 
 impl Level {
-    /// All that this processor has, the slowest first.
-    pub(crate) fn supported() -> Vec<Self> {
-        let mut levels = vec![Self::Scalar];
+    /// The reference, which runs everywhere.
+    pub const SCALAR: Self = Self(Isa::Scalar);
+
+    /// The best level that this processor has.
+    pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if Self::best() == Self::Avx2 {
-            levels.push(Self::Avx2);
+        if let Some(isa) = x86::Isa::supported().next_back() {
+            return Self(Isa::X86(isa));
         }
+        Self::SCALAR
+    }
+
+    /// Every level that this processor has, the scalar one first.
+    pub fn all_supported() -> Vec<Self> {
+        let mut levels = vec![Self::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        levels.extend(x86::Isa::supported().map(|isa| Self(Isa::X86(isa))));
         levels
     }
 
-    fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            return Self::Avx2;
+    /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Isa::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::X86(isa) => isa.name(),
         }
-        Self::Scalar
     }
 }
 
 /// Stores a row of activations. All levels give the same bytes.
 pub(crate) fn quantize_activations(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if Level::best() != Level::Scalar {
+    if Level::detect() != Level::SCALAR {
         // SAFETY: the processor has AVX2, as every level but the scalar one needs.
-        return unsafe { x86_64::quantize_activations(kind, row, out) };
+        return unsafe { x86::quantize_activations(kind, row, out) };
     }
     crate::matmul::quantize_activations(kind, row, out);
 }
 
 /// [`crate::matmul::multiply`] with sizes that have been checked.
 pub(crate) fn multiply_checked(
+    level: Level,
     ty: TensorType,
     weights: &[u8],
     activations: &[u8],
@@ -55,7 +69,7 @@ pub(crate) fn multiply_checked(
     out: &mut [f32],
 ) {
     // SAFETY: the results' length has been checked, and the slice is borrowed for nobody else.
-    unsafe { run(Level::best(), ty, weights, activations, shape, out.as_mut_ptr()) }
+    unsafe { run(level, ty, weights, activations, shape, out.as_mut_ptr()) }
 }
 
 /// [`multiply`](crate::matmul::multiply) to a place that several threads share, each of them writing its own columns of
@@ -79,14 +93,14 @@ pub unsafe fn multiply_raw(
 ) -> Result<(), Error> {
     let shape = Shape::new(ty, weights, n_cols, activations, out_stride)?;
     // SAFETY: as promised by the caller.
-    unsafe { run(Level::best(), ty, weights, activations, &shape, out) };
+    unsafe { run(Level::detect(), ty, weights, activations, &shape, out) };
     Ok(())
 }
 
 /// # Safety
 ///
-/// That of [`multiply_raw`], for the rows of `shape`, and the processor must have the level.
-pub(crate) unsafe fn run(
+/// That of [`multiply_raw`], for the rows of `shape`.
+unsafe fn run(
     level: Level,
     ty: TensorType,
     weights: &[u8],
@@ -98,9 +112,9 @@ pub(crate) unsafe fn run(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx2 {
-        // SAFETY: as promised by the caller.
-        let done = unsafe { x86_64::multiply(ty, weights.as_ptr(), activations.as_ptr(), shape, out) };
+    if let Isa::X86(isa) = level.0 {
+        // SAFETY: as promised by the caller; a level exists only where the processor has it.
+        let done = unsafe { x86::multiply(isa, ty, weights.as_ptr(), activations.as_ptr(), shape, out) };
         if done {
             return;
         }
@@ -109,20 +123,4 @@ pub(crate) unsafe fn run(
         // SAFETY: rows within the shape, for which the caller vouches.
         unsafe { out.add(a * shape.out_stride + w).write(dot) };
     });
-}
-
-/// [`run`] with a slice, for tests of each level.
-#[cfg(test)]
-pub(crate) fn run_level(
-    level: Level,
-    ty: TensorType,
-    weights: &[u8],
-    activations: &[u8],
-    shape: &Shape,
-    out: &mut [f32],
-) {
-    assert!(Level::supported().contains(&level));
-    assert!(out.len() >= shape.out_len());
-    // SAFETY: just checked, and the slice is borrowed for nobody else.
-    unsafe { run(level, ty, weights, activations, shape, out.as_mut_ptr()) }
 }

@@ -44,7 +44,7 @@ pub(crate) use scalar::{LANES as FLOAT_LANES, multiply as multiply_scalar};
 
 use crate::{Error, TensorType};
 
-pub use crate::arch::matmul::multiply_raw;
+pub use crate::arch::matmul::{Level, multiply_raw};
 
 /// Whether weights of this type can be multiplied.
 pub fn supports(ty: TensorType) -> bool {
@@ -93,7 +93,7 @@ impl Shape {
             [("weights", weights.len(), row_bytes), ("activations", activations.len(), layout.row_bytes)]
         {
             if !found.is_multiple_of(expected) {
-                return Err(Error::PartialRow { ty, what, found, expected });
+                return Err(Error::RowBytes { ty, what, found, expected });
             }
         }
         let (n_rows, n_acts) = (weights.len() / row_bytes, activations.len() / layout.row_bytes);
@@ -101,7 +101,7 @@ impl Shape {
     }
 
     /// Floats that the results span.
-    pub(crate) fn out_len(&self) -> usize {
+    fn out_len(&self) -> usize {
         match (self.n_rows, self.n_acts) {
             (0, _) | (_, 0) => 0,
             (n_rows, n_acts) => (n_acts - 1).saturating_mul(self.out_stride).saturating_add(n_rows),
@@ -119,9 +119,26 @@ impl Shape {
 /// # Errors
 ///
 /// [`Error::CannotMultiply`] for a type without a kernel, [`Error::PartialBlock`] where a row is empty or does not fill
-/// its last block, [`Error::PartialRow`] where the weights or the activations do not fill their last row,
+/// its last block, [`Error::RowBytes`] where the weights or the activations do not fill their last row,
 /// [`Error::Output`] where `out` is too short or its rows would overlap.
 pub fn multiply(
+    ty: TensorType,
+    weights: &[u8],
+    n_cols: usize,
+    activations: &[u8],
+    out: &mut [f32],
+    out_stride: usize,
+) -> Result<(), Error> {
+    multiply_at(Level::detect(), ty, weights, n_cols, activations, out, out_stride)
+}
+
+/// As [`multiply`], with the kernels of this level.
+///
+/// # Errors
+///
+/// As [`multiply`].
+pub fn multiply_at(
+    level: Level,
     ty: TensorType,
     weights: &[u8],
     n_cols: usize,
@@ -139,6 +156,6 @@ pub fn multiply(
             stride: out_stride,
         });
     }
-    crate::arch::matmul::multiply_checked(ty, weights, activations, &shape, out);
+    crate::arch::matmul::multiply_checked(level, ty, weights, activations, &shape, out);
     Ok(())
 }

@@ -122,22 +122,24 @@ const SIZES: &[(usize, usize, usize)] = &[
 ];
 
 fn assert_levels_agree(ty: TensorType, weights: &[u8], n_cols: usize, activations: &[u8]) {
-    use crate::arch::matmul::{Level, run_level};
-    let run = |level: Level, stride: usize| {
-        let shape = Shape::new(ty, weights, n_cols, activations, stride).unwrap();
-        let mut out = vec![f32::from_bits(0xABCD); shape.n_acts * stride];
-        run_level(level, ty, weights, activations, &shape, &mut out);
-        (out, shape)
-    };
     let n_rows = weights.len() / ty.row_bytes(n_cols as u64).unwrap() as usize;
+    let n_acts = activations.len() / activation_kind(ty).row_bytes(n_cols);
     let stride = n_rows + 3;
-    let (expected, shape) = run(Level::Scalar, stride);
-    for level in Level::supported() {
-        let (found, _) = run(level, stride);
+    let run = |level: Level| {
+        let mut out = vec![f32::from_bits(0xABCD); n_acts * stride];
+        multiply_at(level, ty, weights, n_cols, activations, &mut out, stride).unwrap();
+        out
+    };
+    let expected = run(Level::SCALAR);
+    for level in Level::all_supported() {
+        let found = run(level);
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let (a, w) = (i / stride, i % stride);
             let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
-            assert!(same, "{level:?} {ty} {shape:?} row {a} with {w}: found {found}, expected {expected}");
+            assert!(
+                same,
+                "{level:?} {ty} {n_rows} * {n_acts} * {n_cols}, row {a} with {w}: found {found}, expected {expected}"
+            );
         }
     }
 }

@@ -46,8 +46,8 @@ pub(super) fn load_bf16(block: &[u8; 2], [weight]: &mut [f32; 1]) {
 }
 
 /// The bits of the F16 nearest to `value`.
-#[inline]
-pub(super) fn f16_from_f32(value: f32) -> u16 {
+#[inline(always)]
+pub(crate) fn f16_from_f32(value: f32) -> u16 {
     /// 2^-14, the smallest normal F16.
     const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
     /// Half-way between the largest F16 and 2^16; it and everything above rounds to infinity.
@@ -68,7 +68,7 @@ pub(super) fn f16_from_f32(value: f32) -> u16 {
 }
 
 /// The value of the F16 with these bits.
-#[inline]
+#[inline(always)]
 pub(crate) fn f32_from_f16(half: u16) -> f32 {
     /// 2^112, the distance between the biases of the two exponents.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);

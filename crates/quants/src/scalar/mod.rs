@@ -4,19 +4,19 @@
 //! chunks. Every arithmetic step is rounded on its own; rewriting `a * b + c` as `mul_add`, or a running sum as
 //! several, changes bytes.
 
-mod affine_k;
+pub(crate) mod affine_k;
 mod float;
 mod legacy;
-mod q2_k;
+pub(crate) mod q2_k;
 mod q3_k;
 mod q6_k;
 mod round;
-mod search;
+pub(crate) mod search;
 
 pub(crate) use float::f32_from_f16;
 
 use crate::TensorType;
-use crate::dispatch::{Dequantize, Quantize};
+use crate::dispatch::{Dequantize, Quantize, QuantizeWeighted};
 
 /// The scalar function that makes blocks of this type.
 pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
@@ -29,9 +29,24 @@ pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
         TensorType::Q5_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_0),
         TensorType::Q5_1 => |src, dst| each_quantized(src, dst, legacy::quantize_q5_1),
         TensorType::Q8_0 => |src, dst| each_quantized(src, dst, legacy::quantize_q8_0),
+        TensorType::Q2_K => |src, dst| each_quantized(src, dst, q2_k::quantize_q2_k),
         TensorType::Q4_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q4_k),
         TensorType::Q5_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q5_k),
         TensorType::Q6_K => |src, dst| each_quantized(src, dst, q6_k::quantize_q6_k),
+        _ => return None,
+    })
+}
+
+/// The scalar function that makes blocks of this type with an importance for each column.
+pub(crate) fn weighted_quantizer(ty: TensorType) -> Option<QuantizeWeighted> {
+    Some(match ty {
+        TensorType::F32 => |src, _, dst| each_quantized(src, dst, float::store_f32),
+        TensorType::F16 => |src, _, dst| each_quantized(src, dst, float::store_f16),
+        TensorType::BF16 => |src, _, dst| each_quantized(src, dst, float::store_bf16),
+        TensorType::Q8_0 => |src, _, dst| each_quantized(src, dst, legacy::quantize_q8_0),
+        TensorType::Q2_K => |src, w, dst| each_weighted(src, w, dst, q2_k::quantize_weighted_q2_k),
+        TensorType::Q4_K => |src, w, dst| each_weighted(src, w, dst, affine_k::quantize_weighted_q4_k),
+        TensorType::Q5_K => |src, w, dst| each_weighted(src, w, dst, affine_k::quantize_weighted_q5_k),
         _ => return None,
     })
 }
@@ -65,6 +80,21 @@ fn each_quantized<const LEN: usize, const BYTES: usize>(
     let (dst, _) = dst.as_chunks_mut();
     for (weights, block) in src.iter().zip(dst) {
         quantize_block(weights, block);
+    }
+}
+
+/// For formats whose blocks look at their own columns only.
+fn each_weighted<const LEN: usize, const BYTES: usize>(
+    src: &[f32],
+    importance: &[f32],
+    dst: &mut [u8],
+    quantize_block: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; BYTES]),
+) {
+    let (src, _) = src.as_chunks();
+    let (importance, _) = importance.as_chunks();
+    let (dst, _) = dst.as_chunks_mut();
+    for ((weights, importance), block) in src.iter().zip(importance.iter().cycle()).zip(dst) {
+        quantize_block(weights, importance, block);
     }
 }
 

@@ -4,8 +4,8 @@
 ///
 /// The sum with 1.5 * 2^23 leaves the integer in the low bits of the fraction. Beyond that range, and for infinities,
 /// those bits are no rounding of anything, but ggml uses them all the same, and searches over denormal blocks get there.
-#[inline]
-pub(super) fn nearest(value: f32) -> i32 {
+#[inline(always)]
+pub(crate) fn nearest(value: f32) -> i32 {
     const MAGIC: f32 = 12_582_912.0;
     const FRACTION: u32 = (1 << 23) - 1;
     ((value + MAGIC).to_bits() & FRACTION) as i32 - (1 << 22)

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::matmul_blocks::{float_scales, load, quants, scales, short_quants, traits};
+use super::blocks::{float_scales, load, quants, scales, short_quants, traits};
 use crate::matmul::{LONG, LONG_SUMS, SHORT, Shape};
 
 /// Rows of weights that are worked on together.
@@ -152,7 +152,7 @@ unsafe fn long_sum<const TY: u32>(quants: &[__m256i; 8], scales: __m256i, activa
     for s in 0..8 {
         // SAFETY: as promised by the caller.
         let x = unsafe { load(activations.add(32 * s)) };
-        let products = if const { traits(TY).wide } {
+        let products = if const { traits(TY).wide() } {
             _mm256_maddubs_epi16(_mm256_abs_epi8(quants[s]), _mm256_sign_epi8(x, quants[s]))
         } else {
             _mm256_maddubs_epi16(quants[s], x)

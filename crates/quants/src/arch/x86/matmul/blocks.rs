@@ -18,16 +18,17 @@ pub(crate) const Q6_K: u32 = TensorType::Q6_K.id();
 pub(crate) const IQ4_NL: u32 = TensorType::IQ4_NL.id();
 pub(crate) const IQ4_XS: u32 = TensorType::IQ4_XS.id();
 
+/// What makes signed bytes unsigned.
+pub(crate) const WIDE_OFFSET: i16 = 128;
+
 /// What kernels must know of a type.
 #[derive(Clone, Copy)]
 pub(crate) struct Traits {
     pub(crate) block_bytes: usize,
     /// Columns that share an integer scale: 16 or 32.
     pub(crate) sub_len: usize,
-    /// Whether quants use all of i8; otherwise they are small, unsigned numbers.
-    pub(crate) wide: bool,
-    /// Products of pairs that can be added in 16 bits: quants * 127 * 2 * this < 2^15.
-    pub(crate) pairs: usize,
+    /// The largest quant where they are unsigned; 0 where they use all of i8.
+    max: i16,
     /// Whether minima have a scale of their own, so that their sum is a second number.
     pub(crate) minima: bool,
     /// What unsigned quants must be reduced by.
@@ -36,50 +37,50 @@ pub(crate) struct Traits {
     pub(crate) d_at: usize,
 }
 
-pub(crate) const fn traits(ty: u32) -> Traits {
-    match ty {
-        Q2_K => {
-            Traits { block_bytes: 84, sub_len: 16, wide: false, pairs: 4, minima: true, offset: 0, d_at: 80 }
+impl Traits {
+    /// Whether quants use all of i8.
+    pub(crate) const fn wide(self) -> bool {
+        self.max == 0
+    }
+
+    /// Vectors of products of pairs that can be added in 16 bits, out of those of a sub-block.
+    pub(crate) const fn pairs(self) -> usize {
+        let quads = self.sub_len / 4;
+        match self.max {
+            0 => 1,
+            max => {
+                let fit = (i16::MAX / (2 * 127 * max)) as usize;
+                if fit >= quads { quads } else { fit.next_power_of_two() >> !fit.is_power_of_two() as usize }
+            }
         }
-        Q3_K => Traits {
-            block_bytes: 110,
-            sub_len: 16,
-            wide: false,
-            pairs: 4,
-            minima: false,
-            offset: 4,
-            d_at: 108,
-        },
-        Q4_K => {
-            Traits { block_bytes: 144, sub_len: 32, wide: false, pairs: 8, minima: true, offset: 0, d_at: 0 }
-        }
-        Q5_K => {
-            Traits { block_bytes: 176, sub_len: 32, wide: false, pairs: 4, minima: true, offset: 0, d_at: 0 }
-        }
-        Q6_K => Traits {
-            block_bytes: 210,
-            sub_len: 16,
-            wide: false,
-            pairs: 2,
-            minima: false,
-            offset: 32,
-            d_at: 208,
-        },
-        IQ4_XS => {
-            Traits { block_bytes: 136, sub_len: 32, wide: true, pairs: 1, minima: false, offset: 0, d_at: 0 }
-        }
-        Q4_0 => {
-            Traits { block_bytes: 18, sub_len: 32, wide: false, pairs: 8, minima: false, offset: 8, d_at: 0 }
-        }
-        IQ4_NL => {
-            Traits { block_bytes: 18, sub_len: 32, wide: true, pairs: 1, minima: false, offset: 0, d_at: 0 }
-        }
-        Q8_0 => {
-            Traits { block_bytes: 34, sub_len: 32, wide: true, pairs: 1, minima: false, offset: 0, d_at: 0 }
-        }
-        _ => panic!("not a type that these kernels multiply"),
+    }
+
+    /// Whether the sum over 16 columns fits 16 bits.
+    pub(crate) const fn halves_fit_16_bits(self) -> bool {
+        self.max != 0 && 16 * 127 * (self.max as i32) < 1 << 15
     }
 }
+
+pub(crate) const fn traits(ty: u32) -> Traits {
+    let (block_bytes, sub_len, max, minima, offset, d_at) = match ty {
+        Q2_K => (84, 16, 3, true, 0, 80),
+        Q3_K => (110, 16, 7, false, 4, 108),
+        Q4_K => (144, 32, 15, true, 0, 0),
+        Q5_K => (176, 32, 31, true, 0, 0),
+        Q6_K => (210, 16, 63, false, 32, 208),
+        IQ4_XS => (136, 32, 0, false, 0, 0),
+        Q4_0 => (18, 32, 15, false, 8, 0),
+        IQ4_NL => (18, 32, 0, false, 0, 0),
+        Q8_0 => (34, 32, 0, false, 0, 0),
+        _ => panic!("not a type that these kernels multiply"),
+    };
+    Traits { block_bytes, sub_len, max, minima, offset, d_at }
+}
+
+const _: () = {
+    assert!(traits(Q2_K).pairs() == 4 && traits(Q3_K).pairs() == 4 && traits(Q4_K).pairs() == 8);
+    assert!(traits(Q5_K).pairs() == 4 && traits(Q6_K).pairs() == 2 && traits(Q4_0).pairs() == 8);
+};
 
 /// The integer scales of a super-block.
 ///
@@ -253,7 +254,7 @@ fn on_grid(indices: __m256i) -> __m256i {
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(grid), indices)
 }
 
-/// The integer scales of a super-block, and its minima: those of an offset, where the type has one.
+/// The integer scales of a super-block, and its minima: those of the offset, where the type has no others.
 ///
 /// # Safety
 ///
@@ -261,7 +262,6 @@ fn on_grid(indices: __m256i) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn scales<const TY: u32>(block: *const u8) -> Scales {
-    let zero = _mm256_setzero_si256();
     // SAFETY: all offsets lie within the block.
     unsafe {
         match TY {
@@ -308,7 +308,8 @@ pub(crate) unsafe fn scales<const TY: u32>(block: *const u8) -> Scales {
                 let upper = _mm_srli_epi16(_mm_mullo_epi16(_mm_set1_epi16(upper), places), 14);
                 let scales = _mm_or_si128(lower, _mm_slli_epi16(upper, 4));
                 let scales = _mm_sub_epi16(scales, _mm_set1_epi16(32));
-                Scales { scales: _mm256_broadcastsi128_si256(scales), mins: zero }
+                let scales = _mm256_broadcastsi128_si256(scales);
+                Scales { scales, mins: _mm256_slli_epi16(scales, 7) }
             }
             _ => unreachable!(),
         }
