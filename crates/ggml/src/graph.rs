@@ -4,6 +4,7 @@
 //! Shapes in the documentation are in ggml's order, contiguous axis first.
 
 use crate::context::ContextInner;
+use crate::custom::{self, CustomNode, Kernel, RowKernel, TileKernel};
 use crate::tensor::{Tensor, Type};
 use ggml_sys as sys;
 use std::cell::RefCell;
@@ -49,6 +50,8 @@ pub struct Graph {
     context: Arc<ContextInner>,
     /// Contexts of operands that came from elsewhere (weights, caches): they must live as long as the graph.
     operands: RefCell<Vec<Arc<ContextInner>>>,
+    /// What the custom nodes point to.
+    custom: RefCell<Vec<Box<CustomNode>>>,
 }
 
 // SAFETY: a graph is built and computed by one thread at a time; it holds its operands.
@@ -66,7 +69,12 @@ impl Graph {
         let context = ContextInner::with_bytes(bytes);
         // SAFETY: the arena was sized for this.
         let raw = unsafe { sys::ggml_new_graph_custom(context.raw(), max_nodes, false) };
-        Graph { raw: NonNull::new(raw).expect("sized above"), context, operands: RefCell::default() }
+        Graph {
+            raw: NonNull::new(raw).expect("sized above"),
+            context,
+            operands: RefCell::default(),
+            custom: RefCell::default(),
+        }
     }
 
     pub(crate) fn raw(&self) -> *mut sys::ggml_cgraph {
@@ -333,6 +341,58 @@ impl Graph {
             );
             sys::ggml_flash_attn_ext_set_prec(raw, sys::GGML_PREC_F32);
             self.node(raw)
+        }
+    }
+
+    /// Rows of `row_bytes` bytes each (I8, `[row_bytes, n_rows]`), filled by `kernel` on the CPU. The scheduler places
+    /// the node by the weights among its `sources`, of which there are at most nine.
+    pub fn custom_rows(
+        &self,
+        row_bytes: usize,
+        n_rows: usize,
+        sources: &[&Tensor],
+        kernel: Arc<dyn RowKernel>,
+    ) -> Tensor {
+        self.custom(Type::I8, &[row_bytes, n_rows], sources, Kernel::Rows(kernel))
+    }
+
+    /// F32 of shape `ne`, computed by `kernel` on the CPU; sources as in [`custom_rows`](Self::custom_rows).
+    pub fn custom_tiles(&self, ne: &[usize], sources: &[&Tensor], kernel: Arc<dyn TileKernel>) -> Tensor {
+        self.custom(Type::F32, ne, sources, Kernel::Tiles(kernel))
+    }
+
+    fn custom(&self, ty: Type, ne: &[usize], sources: &[&Tensor], kernel: Kernel) -> Tensor {
+        assert!(matches!(ne.len(), 1..=4) && ne.iter().all(|n| *n > 0), "custom: shape {ne:?}");
+        assert!(sources.len() < sys::GGML_MAX_SRC as usize, "custom: {} sources", sources.len());
+        let node = CustomNode::new(kernel);
+        let mut sources: Vec<_> = sources.iter().map(|source| self.operand(source)).collect();
+        let at = |i: usize| ne.get(i).copied().unwrap_or(1) as i64;
+        // SAFETY: operands are valid and not too many; the node that ggml hands back to `run` is kept by this graph,
+        // at an address that does not change.
+        let raw = unsafe {
+            sys::ggml_custom_4d(
+                self.ctx(),
+                ty.id(),
+                at(0),
+                at(1),
+                at(2),
+                at(3),
+                sources.as_mut_ptr(),
+                sources.len() as i32,
+                Some(custom::run),
+                sys::GGML_N_TASKS_MAX,
+                node.user_data(),
+            )
+        };
+        self.custom.borrow_mut().push(node);
+        // SAFETY: just created.
+        unsafe { self.node(raw) }
+    }
+
+    /// Goes on with a panic that a custom node's kernel raised while the graph was computed.
+    pub(crate) fn resume_panic(&self) {
+        if let Some(panic) = self.custom.borrow().iter().find_map(|node| node.take_panic()) {
+            std::panic::resume_unwind(panic);
         }
     }
 

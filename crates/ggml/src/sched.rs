@@ -96,9 +96,14 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Error::Aborted`] when the abort flag was set, [`Error::Compute`] otherwise.
+    ///
+    /// # Panics
+    /// Where the kernel of a custom node did.
     pub fn compute(&mut self, graph: &Graph) -> Result<(), Error> {
         // SAFETY: the graph was allocated by this scheduler.
-        match unsafe { sys::ggml_backend_sched_graph_compute(self.raw.as_ptr(), graph.raw()) } {
+        let status = unsafe { sys::ggml_backend_sched_graph_compute(self.raw.as_ptr(), graph.raw()) };
+        graph.resume_panic();
+        match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(Error::Aborted),
             status => Err(Error::Compute { status }),

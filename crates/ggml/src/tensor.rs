@@ -16,6 +16,8 @@ impl Type {
     pub const F32: Type = Type(sys::GGML_TYPE_F32);
     /// 16-bit IEEE floats.
     pub const F16: Type = Type(sys::GGML_TYPE_F16);
+    /// Bytes.
+    pub const I8: Type = Type(sys::GGML_TYPE_I8);
     /// 32-bit integers.
     pub const I32: Type = Type(sys::GGML_TYPE_I32);
     /// 64-bit integers.
@@ -133,6 +135,19 @@ impl Tensor {
         !self.get().buffer.is_null() || (!self.get().view_src.is_null() && !self.get().data.is_null())
     }
 
+    /// Whether it is a weight in host memory, in the layout of files.
+    pub fn is_host_weight(&self) -> bool {
+        let tensor = self.get();
+        if tensor.buffer.is_null() || tensor.data.is_null() {
+            return false;
+        }
+        // SAFETY: a tensor's buffer lives as long as its context.
+        unsafe {
+            sys::ggml_backend_buffer_is_host(tensor.buffer)
+                && sys::ggml_backend_buffer_get_usage(tensor.buffer) == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
+        }
+    }
+
     /// Copies `bytes` into the tensor at `offset`, to whichever device it lies on.
     ///
     /// # Panics
@@ -198,3 +213,5 @@ unsafe impl Plain for i32 {}
 unsafe impl Plain for i64 {}
 // SAFETY: as above.
 unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u8 {}

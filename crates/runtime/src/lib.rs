@@ -3,6 +3,7 @@
 pub mod chat;
 mod error;
 mod graph;
+pub mod kernels;
 mod kv_cache;
 pub mod memory;
 pub mod model;
@@ -12,5 +13,6 @@ pub mod session;
 pub mod tokenizer;
 
 pub use error::Error;
+pub use kernels::Kernels;
 pub use model::{Model, ModelOptions};
 pub use session::{Logits, Session, SessionOptions};

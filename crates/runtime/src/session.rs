@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::graph::{self, BatchGraph, BatchShape};
+use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
 use crate::memory;
 use crate::model::Model;
@@ -116,6 +117,7 @@ impl Session {
             n_kv: n_ctx,
             n_outputs: 1,
             flash_attention: options.flash_attention,
+            kernels: kernels(model, options, options.n_ubatch as usize),
         };
         let measured = graph::build(model, &cache, largest).graph;
         let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
@@ -173,7 +175,8 @@ impl Session {
     fn compute(&mut self, tokens: &[u32], n_outputs: usize) -> Result<(), Error> {
         let n_kv = (self.n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
         let flash_attention = self.options.flash_attention;
-        let shape = BatchShape { n_tokens: tokens.len(), n_kv, n_outputs, flash_attention };
+        let kernels = kernels(&self.model, &self.options, tokens.len());
+        let shape = BatchShape { n_tokens: tokens.len(), n_kv, n_outputs, flash_attention, kernels };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -297,6 +300,16 @@ impl Session {
     pub fn n_splits(&self) -> usize {
         self.scheduler.n_splits()
     }
+}
+
+/// Batches from which on devices compute with weights that lie on the host; ggml's own bound.
+const MIN_OFFLOAD_TOKENS: usize = 32;
+
+/// The kernels for a batch: devices can't take over what ours compute.
+fn kernels(model: &Model, options: &SessionOptions, n_tokens: usize) -> Kernels {
+    let offloaded =
+        options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty();
+    if offloaded { Kernels::Ggml } else { model.kernels() }
 }
 
 const F16_ZERO: u16 = 0;

@@ -1,6 +1,7 @@
 //! Grouped-query attention over the KV cache.
 
-use super::{BatchShape, linear};
+use super::{BatchShape, linear, linears};
+use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
 use crate::model::{Layer, Model};
 use ggml::{Graph, Tensor};
@@ -16,18 +17,25 @@ pub(super) struct Qkv {
 }
 
 /// Projects `x: [n_embd, n_tokens]` and rotates queries and keys by their positions.
-pub(super) fn project(g: &Graph, model: &Model, layer: &Layer, x: &Tensor, positions: &Tensor) -> Qkv {
+pub(super) fn project(
+    g: &Graph,
+    kernels: Kernels,
+    model: &Model,
+    layer: &Layer,
+    x: &Tensor,
+    positions: &Tensor,
+) -> Qkv {
     let h = model.hparams();
     let n_tokens = x.ne()[1];
     let (head_dim, n_head, n_head_kv) = (h.head_dim_k as usize, h.n_head as usize, h.n_head_kv as usize);
     let factors = model.weights().rope_freqs.as_ref();
     let rotate = |projected: &Tensor, heads: usize| {
-        let by_head = g.reshape(projected, &[head_dim, heads, n_tokens]);
+        let head_bytes = projected.ty().row_bytes(head_dim);
+        let by_head = g.view(projected, [head_dim, heads, n_tokens], [head_bytes, projected.nb()[1]], 0);
         g.rope(&by_head, positions, factors, model.rope())
     };
-    let q = rotate(&linear(g, &layer.q, x), n_head);
-    let k = rotate(&linear(g, &layer.k, x), n_head_kv);
-    let v = linear(g, &layer.v, x);
+    let [q, k, v] = linears(g, kernels, [&layer.q, &layer.k, &layer.v], x);
+    let (q, k) = (rotate(&q, n_head), rotate(&k, n_head_kv));
     Qkv { q, k: g.reshape(&k, &[head_dim * n_head_kv, n_tokens]), v }
 }
 
@@ -53,7 +61,7 @@ pub(super) fn attend(
     let h = model.hparams();
     let (n_head, n_head_kv) = (h.n_head as usize, h.n_head_kv as usize);
     let (dim_k, dim_v) = (h.head_dim_k as usize, h.head_dim_v as usize);
-    let BatchShape { n_tokens, n_kv, flash_attention, .. } = shape;
+    let BatchShape { n_tokens, n_kv, flash_attention, kernels, .. } = shape;
     let scale = 1.0 / (dim_k as f32).sqrt();
     let (keys, values) = cache.layer(index);
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
@@ -70,7 +78,7 @@ pub(super) fn attend(
         let gathered = g.contiguous(&g.permute(&gathered, [0, 2, 1, 3]));
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
     };
-    linear(g, &layer.o, &gathered)
+    linear(g, kernels, &layer.o, &gathered)
 }
 
 /// The first `n_kv` cells of `cache: [dim * n_head_kv, n_ctx]` as `[dim, n_kv, n_head_kv]`.

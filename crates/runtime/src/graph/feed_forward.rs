@@ -1,18 +1,30 @@
 //! The feed-forward network: dense, or the weighted sum of the experts a router chooses.
 
-use super::linear;
+use super::{linear, linears, multiply};
+use crate::kernels::{self, Kernels};
 use crate::model::{ExpertBank, FeedForward};
 use ggml::{Graph, Tensor};
 
 /// `x: [n_embd, n_tokens]` to the same shape.
-pub(super) fn feed_forward(g: &Graph, ffn: &FeedForward, x: &Tensor, n_used: usize) -> Tensor {
+pub(super) fn feed_forward(
+    g: &Graph,
+    kernels: Kernels,
+    ffn: &FeedForward,
+    x: &Tensor,
+    n_used: usize,
+) -> Tensor {
     match ffn {
         FeedForward::Dense { gate, up, down } => {
-            let hidden = g.swiglu(&linear(g, gate, x), &linear(g, up, x)); // [n_ff, n_tokens]
-            linear(g, down, &hidden)
+            let [gate, up] = linears(g, kernels, [gate, up], x);
+            linear(g, kernels, down, &g.swiglu(&gate, &up)) // from [n_ff, n_tokens]
         }
         FeedForward::Experts { router, gate, up, down } => {
-            let chosen = choose(g, router, x, n_used);
+            let chosen = choose(g, kernels, router, x, n_used);
+            if kernels == Kernels::Bruce
+                && let Some(out) = kernels::experts(g, [gate, up, down], x, &chosen.ids, &chosen.weights)
+            {
+                return out;
+            }
             let [n_embd, n_tokens, ..] = x.ne();
             let x = g.reshape(x, &[n_embd, 1, n_tokens]);
             let up = project(g, up, &x, &chosen.ids);
@@ -36,8 +48,8 @@ struct Chosen {
 const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
 
 /// Softmax over all experts in F32, the `n_used` likeliest, renormalised to sum 1.
-fn choose(g: &Graph, router: &Tensor, x: &Tensor, n_used: usize) -> Chosen {
-    let probabilities = g.soft_max(&g.mul_mat(router, x)); // [n_expert, n_tokens]
+fn choose(g: &Graph, kernels: Kernels, router: &Tensor, x: &Tensor, n_used: usize) -> Chosen {
+    let probabilities = g.soft_max(&multiply(g, kernels, router, x)); // [n_expert, n_tokens]
     let [n_expert, n_tokens, ..] = probabilities.ne();
     let ids = g.top_k(&probabilities, n_used);
     let weights = g.get_rows(&g.reshape(&probabilities, &[1, n_expert, n_tokens]), &ids);

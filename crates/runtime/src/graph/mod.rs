@@ -6,6 +6,7 @@
 mod attention;
 mod feed_forward;
 
+use crate::kernels::{self, Kernels, Matrix};
 use crate::kv_cache::KvCache;
 use crate::model::{Linear, Model};
 use ggml::{Graph, Tensor, Type};
@@ -20,6 +21,7 @@ pub(crate) struct BatchShape {
     /// Rows of logits wanted.
     pub n_outputs: usize,
     pub flash_attention: bool,
+    pub kernels: Kernels,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -63,7 +65,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let g = &graph;
     let hparams = model.hparams();
     let weights = model.weights();
-    let BatchShape { n_tokens, n_kv, n_outputs, .. } = shape;
+    let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0;
@@ -80,7 +82,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let last = weights.layers.len() - 1;
     for (index, layer) in weights.layers.iter().enumerate() {
         let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
-        let qkv = attention::project(g, model, layer, &normed, &inputs.positions);
+        let qkv = attention::project(g, kernels, model, layer, &normed, &inputs.positions);
         attention::store(g, cache, index, &qkv, &inputs.cells);
         if index == last && only_cache {
             return BatchGraph { graph, shape, inputs, logits: None };
@@ -93,12 +95,13 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         }
         let residual = g.add(&attended, &x);
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
-        let fed = feed_forward::feed_forward(g, &layer.ffn, &normed, model.n_expert_used() as usize);
+        let n_used = model.n_expert_used() as usize;
+        let fed = feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used);
         x = g.add(&fed, &residual);
         g.name(&x, &format!("layer_out-{index}"));
     }
     let x = norm(g, &x, &weights.output_norm, hparams.rms_eps);
-    let logits = g.mul_mat(&weights.output, &x); // [n_vocab, n_outputs]
+    let logits = multiply(g, kernels, &weights.output, &x); // [n_vocab, n_outputs]
     g.name(&logits, "logits");
     g.output(&logits);
     BatchGraph { graph, shape, inputs, logits: Some(logits) }
@@ -108,10 +111,32 @@ fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
     g.mul(&g.rms_norm(x, eps), weight)
 }
 
-fn linear(g: &Graph, linear: &Linear, x: &Tensor) -> Tensor {
-    let y = g.mul_mat(&linear.weight, x);
+/// `weight^T x` of a weight `[n_in, n_out]`.
+fn multiply(g: &Graph, kernels: Kernels, weight: &Tensor, x: &Tensor) -> Tensor {
+    if kernels == Kernels::Bruce && kernels::served(weight) {
+        let [product] = kernels::project(g, [Matrix::new(weight, 0)], x);
+        return product;
+    }
+    g.mul_mat(weight, x)
+}
+
+fn linear(g: &Graph, kernels: Kernels, linear: &Linear, x: &Tensor) -> Tensor {
+    with_bias(g, linear, multiply(g, kernels, &linear.weight, x))
+}
+
+/// Several matrices times the same activations.
+fn linears<const N: usize>(g: &Graph, kernels: Kernels, linears: [&Linear; N], x: &Tensor) -> [Tensor; N] {
+    if kernels == Kernels::Bruce && linears.iter().all(|linear| kernels::served(&linear.weight)) {
+        let products = kernels::project(g, linears.map(|linear| Matrix::new(&linear.weight, 0)), x);
+        let mut biased = linears.iter().zip(products).map(|(linear, product)| with_bias(g, linear, product));
+        return std::array::from_fn(|_| biased.next().expect("one for each matrix"));
+    }
+    linears.map(|one| linear(g, kernels, one, x))
+}
+
+fn with_bias(g: &Graph, linear: &Linear, product: Tensor) -> Tensor {
     match &linear.bias {
-        Some(bias) => g.add(&y, bias),
-        None => y,
+        Some(bias) => g.add(&product, bias),
+        None => product,
     }
 }

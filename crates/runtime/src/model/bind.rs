@@ -1,8 +1,9 @@
 //! Finds the tensor of every role, checks its shape and type, and creates the handles the graph will use.
 
-use super::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Layer, Linear, Weights};
+use super::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Layer, Linear, ModelOptions, Weights};
 use crate::Error;
-use crate::residency::Placement;
+use crate::kernels::Kernels;
+use crate::residency::{Placement, Repack};
 use ggml::{BufferType, Context, Device, DeviceKind, Tensor, Type};
 use gguf::{Gguf, TensorInfo};
 use model_spec::{HyperParams, TensorId, TensorKind, TensorRole};
@@ -39,17 +40,22 @@ pub(super) struct Binder<'a> {
     gguf: &'a Gguf,
     hparams: &'a HyperParams,
     placement: &'a Placement,
-    use_mmap: bool,
+    options: &'a ModelOptions,
     context: Context,
     pub pending: Vec<Pending<'a>>,
     pub tables: Vec<Table>,
 }
 
 impl<'a> Binder<'a> {
-    pub fn new(gguf: &'a Gguf, hparams: &'a HyperParams, placement: &'a Placement, use_mmap: bool) -> Self {
+    pub fn new(
+        gguf: &'a Gguf,
+        hparams: &'a HyperParams,
+        placement: &'a Placement,
+        options: &'a ModelOptions,
+    ) -> Self {
         // Every tensor of the file at most twice (tried contiguous, then strided) and two tables per expert group.
         let context = Context::new(4 * gguf.tensors().len() + 8);
-        Binder { gguf, hparams, placement, use_mmap, context, pending: Vec::new(), tables: Vec::new() }
+        Binder { gguf, hparams, placement, options, context, pending: Vec::new(), tables: Vec::new() }
     }
 
     /// Handles for all roles.
@@ -139,6 +145,7 @@ impl<'a> Binder<'a> {
             return Ok(ExpertBank {
                 groups: vec![ExpertGroup {
                     weights: self.matrix(stacked, Use::MultiplyByExpert)?,
+                    members: Vec::new(),
                     route: None,
                 }],
             });
@@ -163,7 +170,7 @@ impl<'a> Binder<'a> {
             let name = format!("blk.{layer}.{}.group{number}", role.base_name());
             let weights = self.create(&name, &infos, place, Use::MultiplyByExpert)?.tensor.clone();
             let route = (!single).then(|| self.route(&name, &members));
-            Ok(ExpertGroup { weights, route })
+            Ok(ExpertGroup { weights, members, route })
         });
         Ok(ExpertBank { groups: groups.collect::<Result<_, Error>>()? })
     }
@@ -242,9 +249,9 @@ impl<'a> Binder<'a> {
             in_place: false,
         };
         if place == BufferType::cpu() {
-            if let Some(repacked) = self.repacked(&pending.tensor, used) {
+            if let Some(repacked) = self.repacked(&pending.tensor, first.ty, used) {
                 pending.place = repacked;
-            } else if self.use_mmap && first.offset.is_multiple_of(4) {
+            } else if self.options.use_mmap && first.offset.is_multiple_of(4) {
                 if pieces.len() == 1 {
                     pending.in_place = true;
                 } else if let Some(stride) = stride(pieces).filter(|_| self.placement.devices().is_empty()) {
@@ -259,8 +266,11 @@ impl<'a> Binder<'a> {
     }
 
     /// The layout of its own that the CPU prefers for this weight.
-    fn repacked(&self, weight: &Tensor, used: Use) -> Option<BufferType> {
-        if used == Use::Elements {
+    fn repacked(&self, weight: &Tensor, ty: TensorType, used: Use) -> Option<BufferType> {
+        // Our own kernels read the layout of the file.
+        let served = self.options.kernels == Kernels::Bruce && quants::matmul::supports(ty);
+        let asked_for = self.options.placement.repack == Repack::On;
+        if used == Use::Elements || (served && !asked_for) {
             return None;
         }
         let cpu = Device::find(DeviceKind::Cpu)?;

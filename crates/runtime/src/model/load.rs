@@ -21,7 +21,7 @@ pub(super) fn load(
     options: &ModelOptions,
     progress: &mut dyn LoadProgress,
 ) -> Result<Loaded, Error> {
-    let mut binder = Binder::new(gguf, hparams, placement, options.use_mmap);
+    let mut binder = Binder::new(gguf, hparams, placement, options);
     let weights = binder.weights()?;
     let (mapped, copied): (Vec<&Pending<'_>>, Vec<&Pending<'_>>) =
         binder.pending.iter().partition(|p| p.in_place);

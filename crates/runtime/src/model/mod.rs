@@ -5,11 +5,12 @@ mod check;
 mod load;
 
 use crate::Error;
+use crate::kernels::Kernels;
 use crate::residency::{Placement, PlacementOptions};
 use crate::tokenizer::Tokenizer;
 use ggml::{BufferType, Tensor};
 use gguf::Gguf;
-use model_spec::{FileType, HyperParams, keys};
+use model_spec::{FileType, HyperParams, TensorId, TensorRole, keys};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ pub struct ModelOptions {
     pub n_expert_used: Option<u32>,
     /// Rotary embedding, instead of what the file says.
     pub rope: RopeOverrides,
+    /// Whose kernels multiply on the CPU.
+    pub kernels: Kernels,
 }
 
 impl Default for ModelOptions {
@@ -39,6 +42,7 @@ impl Default for ModelOptions {
             placement: PlacementOptions::default(),
             n_expert_used: None,
             rope: RopeOverrides::default(),
+            kernels: Kernels::default(),
         }
     }
 }
@@ -85,6 +89,16 @@ pub struct Model {
     weights: Weights,
     placement: Placement,
     sizes: Vec<(BufferType, u64)>,
+    kernels: Kernels,
+}
+
+/// What is read and multiplied for one token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of weights.
+    pub bytes: u64,
+    /// Weights, each of which is multiplied and added once.
+    pub weights: u64,
 }
 
 /// The weights by role.
@@ -130,6 +144,8 @@ pub(crate) struct ExpertBank {
 pub(crate) struct ExpertGroup {
     /// `[n_in, n_out, n_members]`.
     pub weights: Tensor,
+    /// The experts it holds, by number; empty where these are all in order.
+    pub members: Vec<u32>,
     /// How a token's experts map to members; `None` where the group holds all experts in order.
     pub route: Option<GroupRoute>,
 }
@@ -183,6 +199,7 @@ impl Model {
             weights: loaded.weights,
             placement,
             sizes: loaded.sizes,
+            kernels: options.kernels,
         }))
     }
 
@@ -226,6 +243,29 @@ impl Model {
         self.gguf.tensors().iter().map(|t| t.size).sum()
     }
 
+    /// What computing one token takes: its share of the experts, all other matrices; of the embeddings a row, unless
+    /// they are the output matrix too.
+    pub fn work_per_token(&self) -> Work {
+        let tied = self.gguf.tensor(&TensorId::global(TensorRole::Output).name()).is_none();
+        let mut work = Work::default();
+        for tensor in self.gguf.tensors() {
+            let Some(id) = TensorId::parse(&tensor.name) else { continue };
+            if id.role == TensorRole::TokenEmbd && !tied {
+                continue;
+            }
+            let by_expert = id.expert.is_some() || id.role.unstacked().is_some();
+            let (part, of) = if by_expert {
+                (u64::from(self.n_expert_used), u64::from(self.hparams.n_expert.max(1)))
+            } else {
+                (1, 1)
+            };
+            let of_all = |n: u64| (u128::from(n) * u128::from(part) / u128::from(of)) as u64;
+            work.bytes += of_all(tensor.size);
+            work.weights += of_all(tensor.ne.iter().product());
+        }
+        work
+    }
+
     /// Architecture, size and file type in llama.cpp's manner: `llama 4x7B Q4_K - Medium`.
     pub fn description(&self) -> String {
         let h = &self.hparams;
@@ -242,6 +282,11 @@ impl Model {
         });
         let file_type = file_type.map_or("unknown", FileType::name);
         format!("{} {label} {file_type}", h.arch.name())
+    }
+
+    /// Whose kernels multiply on the CPU.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     pub(crate) fn weights(&self) -> &Weights {

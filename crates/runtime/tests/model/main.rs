@@ -2,5 +2,6 @@
 
 mod bad_models;
 mod fixture;
+mod kernels;
 mod placement;
 mod sessions;

@@ -5,7 +5,7 @@ use convert::ExpertLayout::{Split, Stacked};
 use quants::TensorType;
 use regex::Regex;
 use runtime::residency::{GpuLayers, PlacementOptions, Repack};
-use runtime::{Error, Model, ModelOptions, Session};
+use runtime::{Error, Kernels, Model, ModelOptions, Session};
 
 fn answer_of(path: &std::path::Path, options: &ModelOptions) -> Vec<Vec<f32>> {
     let model = load(path, options);
@@ -69,6 +69,8 @@ fn a_device_changes_nothing_but_the_place() {
     let split = tiny_moe("q4_k", Split);
     let on = |placement: PlacementOptions| ModelOptions {
         placement: PlacementOptions { repack: Repack::Off, ..placement },
+        // The stand-in computes with ggml's kernels, as the host must then too.
+        kernels: Kernels::Ggml,
         ..ModelOptions::default()
     };
     let host = on(PlacementOptions { devices: Some(Vec::new()), ..Default::default() });
@@ -117,6 +119,29 @@ fn a_device_changes_nothing_but_the_place() {
     let found = answer_of(&split.path, &apart);
     let worst = difference(&expected, &found);
     assert!(worst < 1e-3, "experts in two places moved a logit by {worst}");
+}
+
+/// Our own kernels compute what lies on the host, wherever the rest lies.
+#[test]
+fn host_kernels_work_beside_devices() {
+    ggml::stand_in::register(2, 64 << 20).expect("registered");
+    let file = tiny_moe("f32", Split);
+    let on = |placement: PlacementOptions| {
+        let placement = PlacementOptions { repack: Repack::Off, ..placement };
+        answer_of(&file.path, &ModelOptions { placement, ..ModelOptions::default() })
+    };
+    let expected = on(PlacementOptions { devices: Some(Vec::new()), ..Default::default() });
+    let apart = vec![(Regex::new(r"blk\.1\.ffn_up\.[13]\.").expect("a regex"), "STANDIN0".to_owned())];
+    let placements = [
+        PlacementOptions { n_gpu_layers: GpuLayers::All, ..Default::default() },
+        PlacementOptions { n_gpu_layers: GpuLayers::Count(2), ..Default::default() },
+        PlacementOptions { n_gpu_layers: GpuLayers::All, cpu_moe: true, ..Default::default() },
+        PlacementOptions { n_gpu_layers: GpuLayers::Count(0), overrides: apart, ..Default::default() },
+    ];
+    for placement in placements {
+        let worst = difference(&expected, &on(placement.clone()));
+        assert!(worst < 1e-3, "{placement:?}: a logit differs by {worst}");
+    }
 }
 
 #[test]

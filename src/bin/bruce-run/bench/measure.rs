@@ -1,5 +1,6 @@
 //! One test: what is computed, how often, and how long it took.
 
+use super::limits::Memory;
 use super::stats::Samples;
 use super::{Args, Load, Test};
 use runtime::model::{Model, ModelOptions};
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 /// Measures tests one after the other; a model stays loaded while the next test can use it.
 pub struct Bench<'a> {
     args: &'a Args,
-    loaded: Option<(PathBuf, Load, Arc<Model>)>,
+    loaded: Vec<(PathBuf, Load, Arc<Model>)>,
+    memory: Option<Memory>,
     tokens: RandomTokens,
 }
 
@@ -22,63 +24,74 @@ pub struct Outcome {
     pub model: Arc<Model>,
     /// Its repetitions.
     pub samples: Samples,
+    /// Bytes of memory a second that the machine was seen to read meanwhile; 0 where nobody asked.
+    pub read_rate: f64,
 }
 
 impl<'a> Bench<'a> {
     /// Nothing is loaded yet.
     pub fn new(args: &'a Args) -> Self {
-        Bench { args, loaded: None, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) }
+        let memory = (!args.kernels.is_empty()).then(Memory::new);
+        Bench { args, loaded: Vec::new(), memory, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) }
     }
 
-    /// Runs one test: once uncounted, then as often as asked for.
+    /// Runs tests on one file in turns: each once uncounted, then all as often as asked for.
     ///
     /// # Errors
     /// Where the model can't be loaded, its context does not fit, or computing fails.
-    pub fn measure(&mut self, test: &Test) -> Result<Outcome, anyhow::Error> {
-        let model = self.model(&test.model, &test.load)?;
-        let mut session = Session::new(
-            &model,
-            &SessionOptions {
-                n_ctx: test.n_prompt + test.n_gen + test.n_depth,
-                n_ubatch: test.n_ubatch.min(test.n_batch),
-                n_threads: test.n_threads,
-                n_threads_batch: test.n_threads,
-                flash_attention: test.flash_attention.or_on(),
-                type_k: test.type_k,
-                type_v: test.type_v,
-                ..SessionOptions::default()
-            },
-        )?;
-        std::thread::sleep(Duration::from_secs(self.args.delay));
-        if !self.args.no_warmup {
-            self.prompt(&mut session, test.n_prompt, test.n_batch)?;
-            self.generate(&mut session, test.n_gen.min(1))?;
+    pub fn measure(&mut self, tests: &[Test]) -> Result<Vec<Outcome>, anyhow::Error> {
+        // What is not needed any more goes before anything else needs the memory.
+        self.loaded.retain(|(path, load, _)| tests.iter().any(|t| t.model == *path && t.load == *load));
+        let mut runs = Vec::new();
+        for test in tests {
+            let model = self.model(&test.model, &test.load)?;
+            let mut session = Session::new(
+                &model,
+                &SessionOptions {
+                    n_ctx: test.n_prompt + test.n_gen + test.n_depth,
+                    n_ubatch: test.n_ubatch.min(test.n_batch),
+                    n_threads: test.n_threads,
+                    n_threads_batch: test.n_threads,
+                    flash_attention: test.flash_attention.or_on(),
+                    type_k: test.type_k,
+                    type_v: test.type_v,
+                    ..SessionOptions::default()
+                },
+            )?;
+            std::thread::sleep(Duration::from_secs(self.args.delay));
+            if !self.args.no_warmup {
+                self.prompt(&mut session, test.n_prompt, test.n_batch)?;
+                self.generate(&mut session, test.n_gen.min(1))?;
+            }
+            session.truncate(0);
+            self.prompt(&mut session, test.n_depth, test.n_batch)?;
+            let samples = Samples { n_tokens: test.n_prompt + test.n_gen, times: Vec::new() };
+            runs.push((test, session, Outcome { model, samples, read_rate: 0.0 }));
         }
-        let mut samples = Samples { n_tokens: test.n_prompt + test.n_gen, times: Vec::new() };
-        session.truncate(0);
-        self.prompt(&mut session, test.n_depth, test.n_batch)?;
         for _ in 0..self.args.repetitions {
-            session.truncate(test.n_depth as usize);
-            let start = Instant::now();
-            self.prompt(&mut session, test.n_prompt, test.n_batch)?;
-            self.generate(&mut session, test.n_gen)?;
-            samples.times.push(start.elapsed());
+            for (test, session, outcome) in &mut runs {
+                session.truncate(test.n_depth as usize);
+                let start = Instant::now();
+                self.prompt(session, test.n_prompt, test.n_batch)?;
+                self.generate(session, test.n_gen)?;
+                outcome.samples.times.push(start.elapsed());
+                if let Some(memory) = &self.memory {
+                    outcome.read_rate = outcome.read_rate.max(memory.read_rate(test.n_threads));
+                }
+            }
         }
-        Ok(Outcome { model, samples })
+        Ok(runs.into_iter().map(|(_, _, outcome)| outcome).collect())
     }
 
     fn model(&mut self, path: &Path, load: &Load) -> Result<Arc<Model>, anyhow::Error> {
-        if let Some((loaded_path, loaded_so, model)) = &self.loaded
-            && loaded_path == path
-            && loaded_so == load
-        {
+        let known = self.loaded.iter().find(|(known, how, _)| known == path && how == load);
+        if let Some((_, _, model)) = known {
             return Ok(Arc::clone(model));
         }
-        // The old model goes before the new one needs the memory.
-        self.loaded = None;
         let options = ModelOptions {
             use_mmap: load.use_mmap,
             n_expert_used: self.args.experts,
+            kernels: load.kernels,
             placement: PlacementOptions {
                 n_gpu_layers: load.n_gpu_layers,
                 n_cpu_moe: load.n_cpu_moe,
@@ -90,7 +103,7 @@ impl<'a> Bench<'a> {
             ..ModelOptions::default()
         };
         let model = Model::load(path, &options, &mut ())?;
-        self.loaded = Some((path.to_owned(), load.clone(), Arc::clone(&model)));
+        self.loaded.push((path.to_owned(), load.clone(), Arc::clone(&model)));
         Ok(model)
     }
 

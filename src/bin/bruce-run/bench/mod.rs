@@ -1,17 +1,19 @@
 //! `bruce-run bench`: tokens per second, measured and reported as llama-bench does.
 
 mod calendar;
+mod limits;
 mod measure;
 mod report;
 mod stats;
 
 use crate::cli::context::{Switch, switch_parser};
-use crate::cli::model::{Overrides, gpu_layers, tensor_overrides};
+use crate::cli::model::{Overrides, gpu_layers, kernels_parser, tensor_overrides};
 use crate::cli::values::{cache_type, int_list, int_pair};
 use crate::print;
 use bruce::exit::{UsageError, with_hint};
 use quants::TensorType;
 use report::{Format, Report};
+use runtime::Kernels;
 use runtime::residency::GpuLayers;
 use std::path::PathBuf;
 
@@ -21,7 +23,9 @@ Examples:
       512 tokens of prompt, then 128 single tokens, each five times
   bruce-run bench model.gguf -p 128,512 -n 0 -t 1-8*2 -o csv
       two prompt sizes at 1, 2, 4 and 8 threads
-  bruce-run bench a.gguf b.gguf -pg 512,128 -r 10 -o json";
+  bruce-run bench a.gguf b.gguf -pg 512,128 -r 10 -o json
+  bruce-run bench model.gguf --kernels bruce,ggml
+      both in turns, with what each reaches of the machine's limits";
 
 /// Flags of `bruce-run bench`. Those with a list take commas, ranges (1-8, 1-8+2, 1-8*2) and repetition.
 #[derive(Debug, clap::Args)]
@@ -99,6 +103,10 @@ pub struct Args {
     #[arg(long, alias = "rpk", value_name = "LIST", value_delimiter = ',', value_parser = switch_parser())]
     repack: Vec<Switch>,
 
+    /// Whose code multiplies on the CPU: bruce, ggml; both are measured in turns [default: bruce]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = kernels_parser())]
+    kernels: Vec<Kernels>,
+
     /// How many experts each token takes, instead of what the file says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     experts: Option<u32>,
@@ -128,7 +136,7 @@ pub struct Args {
 type IntList = Vec<u32>;
 
 /// One line of the result.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Test {
     model: PathBuf,
     n_prompt: u32,
@@ -150,6 +158,7 @@ struct Load {
     n_cpu_moe: u32,
     use_mmap: bool,
     repack: Switch,
+    kernels: Kernels,
 }
 
 /// Runs every test and prints the results as they come.
@@ -159,20 +168,27 @@ struct Load {
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let tests = tests(args)?;
     ggml::load_backends()?;
-    let mut report = Report::new(args.output, &tests);
+    let mut report = Report::new(args.output, &tests, !args.kernels.is_empty());
     print(&report.header())?;
     let mut bench = measure::Bench::new(args);
-    for (i, test) in tests.iter().enumerate() {
+    for (i, tests) in tests.chunk_by(Test::differ_in_kernels_only).enumerate() {
         if args.progress {
-            eprintln!("bench {} of {}: {}", i + 1, tests.len(), test.name());
+            eprintln!("bench {}: {}", i + 1, tests[0].name());
         }
-        let outcome = bench.measure(test)?;
-        print(&report.row(test, &outcome))?;
+        for (test, outcome) in tests.iter().zip(bench.measure(tests)?) {
+            print(&report.row(test, &outcome))?;
+        }
     }
     print(&report.footer())
 }
 
 impl Test {
+    /// Whether two tests are one with other kernels.
+    fn differ_in_kernels_only(&self, other: &Test) -> bool {
+        let alike = Load { kernels: self.load.kernels, ..other.load.clone() };
+        self.load.kernels != other.load.kernels && *self == Test { load: alike, ..other.clone() }
+    }
+
     /// As llama-bench names it: `pp512`, `tg128`, `pp512+tg128 @ d4096`.
     fn name(&self) -> String {
         let mut name = match (self.n_prompt, self.n_gen) {
@@ -224,7 +240,9 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
         for &n_cpu_moe in &n_cpu_moe {
             for use_mmap in or_default(args.mmap.clone(), true) {
                 for repack in or_default(args.repack.clone(), Switch::Auto) {
-                    loads.push(Load { n_gpu_layers, n_cpu_moe, use_mmap, repack });
+                    // The kernels come last: those of one test are measured in turns.
+                    let kernels = Kernels::default();
+                    loads.push(Load { n_gpu_layers, n_cpu_moe, use_mmap, repack, kernels });
                 }
             }
         }
@@ -236,20 +254,22 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
             for ((n_batch, n_ubatch), (type_k, type_v)) in product(&all, &product(&type_k, &type_v)) {
                 for (flash_attention, n_threads) in product(&flash_attn, &n_threads) {
                     for (n_depth, (n_prompt, n_gen)) in product(&n_depth, &pairs) {
-                        let (model, load) = (model.clone(), load.clone());
-                        tests.push(Test {
-                            model,
-                            n_prompt,
-                            n_gen,
-                            n_depth,
-                            n_batch,
-                            n_ubatch,
-                            n_threads,
-                            type_k,
-                            type_v,
-                            flash_attention,
-                            load,
-                        });
+                        for kernels in or_default(args.kernels.clone(), Kernels::default()) {
+                            let (model, load) = (model.clone(), Load { kernels, ..load.clone() });
+                            tests.push(Test {
+                                model,
+                                n_prompt,
+                                n_gen,
+                                n_depth,
+                                n_batch,
+                                n_ubatch,
+                                n_threads,
+                                type_k,
+                                type_v,
+                                flash_attention,
+                                load,
+                            });
+                        }
                     }
                 }
             }

@@ -1,10 +1,12 @@
 //! Results in llama-bench's formats, with its columns and fields.
 
 use super::calendar::utc;
+use super::limits::{Reached, reached};
 use super::measure::Outcome;
-use super::stats::{deviation, mean};
+use super::stats::{deviation, mean, median};
 use super::{Switch, Test};
 use clap::ValueEnum;
+use runtime::Kernels;
 use runtime::residency::GpuLayers;
 use serde_json::{Map, Value, json};
 
@@ -35,8 +37,9 @@ struct Column(&'static str, i32, fn(&Test, &Outcome) -> String);
 
 impl Report {
     /// A report on these tests: columns that never differ from the default are left out of a table.
-    pub fn new(format: Format, tests: &[Test]) -> Self {
-        Report { format, columns: columns(tests), n_rows: 0 }
+    /// `with_limits` adds what was reached of the machine's limits.
+    pub fn new(format: Format, tests: &[Test], with_limits: bool) -> Self {
+        Report { format, columns: columns(tests, with_limits), n_rows: 0 }
     }
 
     /// What comes before the first row.
@@ -106,7 +109,7 @@ fn cell(text: &str, width: i32) -> String {
 }
 
 /// The columns that say something: those of every table, and those whose values differ or are not the default.
-fn columns(tests: &[Test]) -> Vec<Column> {
+fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
     let mut columns = vec![
         Column("model", -30, |_, o| o.model.description()),
         Column("size", 10, |_, o| binary_size(o.model.size_bytes())),
@@ -137,11 +140,25 @@ fn columns(tests: &[Test]) -> Vec<Column> {
         any(|t| t.load.repack != Switch::Auto),
         Column("rpk", 3, |t, _| switch_number(t.load.repack).to_string()),
     );
+    optional(with_limits, Column("kernels", 7, |t, _| kernels(t).to_owned()));
     columns.push(Column("test", 15, |t, _| t.name()));
     columns.push(Column("t/s", 20, |_, o| {
         let rates = o.samples.rates();
         format!("{:.2} ± {:.2}", mean(&rates), deviation(&rates))
     }));
+    if with_limits {
+        columns.push(Column("median t/s", 10, |_, o| format!("{:.2}", median(&o.samples.rates()))));
+        columns.push(Column("GOP/s", 8, |t, o| format!("{:.1}", reached(t, o).gop_per_s)));
+        columns.push(Column("MB/token", 8, |t, o| format!("{:.1}", reached(t, o).bytes_per_token / 1e6)));
+        columns.push(Column("GB/s", 6, |t, o| {
+            reached(t, o).gb_per_s.map_or("-".to_owned(), |rate| format!("{rate:.2}"))
+        }));
+        columns.push(Column("of memory's", 14, |t, o| {
+            let Reached { gb_per_s, limit_gb_per_s, .. } = reached(t, o);
+            let share = gb_per_s.map_or("-".to_owned(), |r| format!("{:.0} %", 100.0 * r / limit_gb_per_s));
+            format!("{limit_gb_per_s:.2} {share}")
+        }));
+    }
     columns
 }
 
@@ -164,7 +181,7 @@ impl Kind {
     }
 }
 
-/// llama-bench's fields, in its order, so that its scripts read our results.
+/// llama-bench's fields, in its order, and ours behind them, so that its scripts read our results.
 const FIELDS: &[(&str, Kind)] = &[
     ("build_commit", Kind::Text),
     ("build_number", Kind::Int),
@@ -202,6 +219,8 @@ const FIELDS: &[(&str, Kind)] = &[
     ("stddev_ns", Kind::Int),
     ("avg_ts", Kind::Float),
     ("stddev_ts", Kind::Float),
+    // Ours.
+    ("kernels", Kind::Text),
 ];
 
 fn field_names() -> Vec<&'static str> {
@@ -230,6 +249,7 @@ fn value(field: &str, test: &Test, outcome: &Outcome) -> Value {
         "flash_attn" => json!(switch_number(test.flash_attention)),
         "repack" => json!(switch_number(test.load.repack)),
         "load_mode" => json!(load_mode(test)),
+        "kernels" => json!(kernels(test)),
         "n_prompt" => json!(test.n_prompt),
         "n_gen" => json!(test.n_gen),
         "n_depth" => json!(test.n_depth),
@@ -252,6 +272,13 @@ fn object(test: &Test, outcome: &Outcome) -> Value {
         FIELDS.iter().map(|(name, _)| ((*name).to_owned(), value(name, test, outcome))).collect();
     object.insert("samples_ns".to_owned(), json!(outcome.samples.nanoseconds()));
     object.insert("samples_ts".to_owned(), json!(outcome.samples.rates()));
+    if outcome.read_rate > 0.0 {
+        let reached = reached(test, outcome);
+        object.insert("bytes_per_token".to_owned(), json!(reached.bytes_per_token));
+        object.insert("gb_per_s".to_owned(), json!(reached.gb_per_s));
+        object.insert("gop_per_s".to_owned(), json!(reached.gop_per_s));
+        object.insert("read_limit_gb_per_s".to_owned(), json!(reached.limit_gb_per_s));
+    }
     Value::Object(object)
 }
 
@@ -307,6 +334,13 @@ fn switch_number(switch: Switch) -> i32 {
     }
 }
 
+fn kernels(test: &Test) -> &'static str {
+    match test.load.kernels {
+        Kernels::Bruce => "bruce",
+        Kernels::Ggml => "ggml",
+    }
+}
+
 fn load_mode(test: &Test) -> &'static str {
     if test.load.use_mmap { "mmap" } else { "none" }
 }
@@ -342,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_table_has_a_rule_that_shows_the_sides() {
-        let header = Report::new(Format::Md, &[]).header();
+        let header = Report::new(Format::Md, &[], false).header();
         let lines: Vec<&str> = header.lines().collect();
         assert!(
             lines[0].starts_with("| model                          |       size |     params | backend    |")
@@ -355,8 +389,8 @@ mod tests {
 
     #[test]
     fn a_table_in_sql_names_every_field_once() {
-        let header = Report::new(Format::Sql, &[]).header();
+        let header = Report::new(Format::Sql, &[], false).header();
         assert_eq!(header.matches("\n  ").count(), FIELDS.len());
-        assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL\n);"));
+        assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL,\n  kernels TEXT\n);"));
     }
 }

@@ -28,6 +28,18 @@ pub fn mean(values: &[f64]) -> f64 {
     if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
 }
 
+/// The middle value (the mean of the two in the middle); 0 of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    match n {
+        0 => 0.0,
+        _ if n % 2 == 1 => sorted[n / 2],
+        _ => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
 /// Standard deviation of a sample (over n - 1); 0 with fewer than two values.
 pub fn deviation(values: &[f64]) -> f64 {
     if values.len() < 2 {
@@ -46,6 +58,7 @@ mod tests {
     fn mean_and_deviation_of_a_sample() {
         assert_eq!(mean(&[]), 0.0);
         assert_eq!(mean(&[1.0, 2.0, 6.0]), 3.0);
+        assert_eq!((median(&[]), median(&[9.0, 1.0, 2.0]), median(&[4.0, 1.0])), (0.0, 2.0, 2.5));
         assert_eq!(deviation(&[5.0]), 0.0);
         assert_eq!(deviation(&[2.0, 4.0]), 2f64.sqrt());
         assert_eq!(deviation(&[7.0; 5]), 0.0);

@@ -2,8 +2,10 @@
 
 use super::context::{Switch, switch_parser};
 use bruce::exit::{UsageError, with_hint};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
 use regex::Regex;
+use runtime::Kernels;
 use runtime::model::{ModelOptions, RopeOverrides, ScalingKind};
 use runtime::residency::{GpuLayers, PlacementOptions, Repack};
 use std::path::PathBuf;
@@ -75,6 +77,10 @@ pub struct LoadArgs {
     /// Keep the weights in memory: they are never swapped out
     #[arg(long, env = "LLAMA_ARG_MLOCK", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     mlock: bool,
+
+    /// Whose code multiplies with weights on the CPU: bruce (fast, from the file's layout) or ggml [default: bruce]
+    #[arg(long, value_name = "NAME", value_parser = kernels_parser())]
+    kernels: Option<Kernels>,
 
     /// Check every weight for NaN and infinities first
     #[arg(long)]
@@ -199,6 +205,14 @@ pub fn repack(switch: Option<Switch>) -> Repack {
     }
 }
 
+/// `--kernels`.
+pub fn kernels_parser() -> impl TypedValueParser<Value = Kernels> {
+    PossibleValuesParser::new(["bruce", "ggml"]).map(|name| match name.as_str() {
+        "ggml" => Kernels::Ggml,
+        _ => Kernels::Bruce,
+    })
+}
+
 /// `-ngl`.
 ///
 /// # Errors
@@ -267,6 +281,7 @@ impl LoadArgs {
             use_mmap,
             mlock,
             check_tensors: self.check_tensors,
+            kernels: self.kernels.unwrap_or_default(),
             placement: placement.options(),
             n_expert_used: self.experts,
             rope: RopeOverrides {

@@ -1,0 +1,80 @@
+//! Weights as kernels see them.
+
+use ggml::{Sources, Tensor};
+use quants::TensorType;
+use quants::matmul::{self, ActivationKind};
+use std::ops::Range;
+
+/// A matrix `[n_cols, n_rows]` in host memory, in the layout of files.
+#[derive(Clone)]
+pub(crate) struct Matrix {
+    tensor: Tensor,
+    /// Where it begins in the tensor, in bytes.
+    offset: usize,
+    ty: TensorType,
+    row_bytes: usize,
+    pub n_cols: usize,
+    pub n_rows: usize,
+}
+
+/// Bytes of weights that a tile holds where rows allow it: enough to be worth the asking, few enough for the second
+/// level of cache.
+const TILE_BYTES: usize = 96 << 10;
+const MAX_TILE_ROWS: usize = 128;
+/// Tiles are whole multiples of this many rows.
+const TILE_STEP: usize = 16;
+
+impl Matrix {
+    /// The `index`-th matrix of `tensor: [n_cols, n_rows, n]`.
+    ///
+    /// # Panics
+    /// When the tensor is not [`served`].
+    pub fn new(tensor: &Tensor, index: usize) -> Matrix {
+        let ty = served_type(tensor).expect("callers ask first");
+        let (ne, nb) = (tensor.ne(), tensor.nb());
+        assert!(index < ne[2], "matrix {index} of {tensor:?}");
+        Matrix {
+            tensor: tensor.clone(),
+            offset: index * nb[2],
+            ty,
+            row_bytes: nb[1],
+            n_cols: ne[0],
+            n_rows: ne[1],
+        }
+    }
+
+    /// The tensor it is a part of.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// How activations must be quantized for it.
+    pub fn activations(&self) -> ActivationKind {
+        matmul::activation_kind(self.ty)
+    }
+
+    /// How many rows a tile should have.
+    pub fn tile_rows(&self) -> usize {
+        let fitting = TILE_BYTES / self.row_bytes / TILE_STEP * TILE_STEP;
+        fitting.clamp(TILE_STEP, MAX_TILE_ROWS)
+    }
+
+    /// Products of the weight rows `rows` with every row of `activations`, `rows.len()` to each, into the beginning of
+    /// `out`.
+    pub fn multiply(&self, sources: &Sources<'_>, rows: Range<usize>, activations: &[u8], out: &mut [f32]) {
+        let bytes = &sources.weight(&self.tensor)[self.offset..];
+        let bytes = &bytes[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        matmul::multiply(self.ty, bytes, self.n_cols, activations, out, rows.len())
+            .expect("sizes follow from the model's shapes");
+    }
+}
+
+/// Whether there are kernels for a weight where it lies.
+pub(crate) fn served(tensor: &Tensor) -> bool {
+    served_type(tensor).is_some()
+}
+
+fn served_type(tensor: &Tensor) -> Option<TensorType> {
+    let ty = TensorType::from_id(tensor.ty().id()).filter(|ty| matmul::supports(*ty))?;
+    tensor.is_host_weight().then_some(ty)
+}

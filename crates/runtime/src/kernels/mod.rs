@@ -1,0 +1,31 @@
+//! Matrix products and the expert feed-forward network on [`quants::matmul`], as custom nodes of the graph.
+//!
+//! A product is two nodes: activations are quantized once, then multiplied with as many matrices as take them in that
+//! form. The feed-forward network of a layer's experts is four: activations, sorted by expert; gate and up with SiLU and
+//! product; the hidden rows, quantized; down and the weighted sum. Each node cuts its matrices into tiles of rows that
+//! the threads take one by one, so that every weight is read once in a pass and a thread that is held up delays nobody.
+//!
+//! A token's results don't depend on the others in its batch, nor on the number of threads: a dot product is a function
+//! of its two rows, and a token's experts are added up in their own order.
+
+mod activations;
+mod experts;
+mod grouping;
+mod matrix;
+mod projection;
+mod silu;
+
+pub(crate) use activations::quantized;
+pub(crate) use experts::experts;
+pub(crate) use matrix::{Matrix, served};
+pub(crate) use projection::project;
+
+/// Whose code multiplies with weights that the CPU computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// This program's, straight from the layout of the file; ggml's for types that it has none for.
+    #[default]
+    Bruce,
+    /// ggml's.
+    Ggml,
+}
