@@ -5,6 +5,7 @@ use crate::graph::{self, BatchGraph, BatchShape};
 use crate::kv_cache::KvCache;
 use crate::memory;
 use crate::model::Model;
+use crate::routing::LayerRouting;
 use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
@@ -69,6 +70,8 @@ pub struct Session {
     n_ctx: usize,
     n_past: usize,
     logits: Vec<f32>,
+    /// What the routers decided, where that is recorded.
+    routing: Option<Vec<LayerRouting>>,
     pool: Arc<ThreadPool>,
     pool_batch: Arc<ThreadPool>,
     stop: Arc<AtomicBool>,
@@ -116,6 +119,7 @@ impl Session {
             n_kv: n_ctx,
             n_outputs: 1,
             flash_attention: options.flash_attention,
+            routing: false,
         };
         let measured = graph::build(model, &cache, largest).graph;
         let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
@@ -130,6 +134,7 @@ impl Session {
             n_ctx,
             n_past: 0,
             logits: Vec::new(),
+            routing: None,
             pool,
             pool_batch,
             stop,
@@ -173,7 +178,8 @@ impl Session {
     fn compute(&mut self, tokens: &[u32], n_outputs: usize) -> Result<(), Error> {
         let n_kv = (self.n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
         let flash_attention = self.options.flash_attention;
-        let shape = BatchShape { n_tokens: tokens.len(), n_kv, n_outputs, flash_attention };
+        let routing = self.routing.is_some();
+        let shape = BatchShape { n_tokens: tokens.len(), n_kv, n_outputs, flash_attention, routing };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -197,8 +203,21 @@ impl Session {
             self.logits.resize(start + logits.n_elements(), 0.0);
             logits.read_values(0, &mut self.logits[start..]);
         }
+        if let Some(record) = &mut self.routing {
+            record.extend(current.routing.iter().map(LayerRouting::read));
+        }
         self.current = Some(current);
         Ok(())
+    }
+
+    /// Records from now on what the routers decide for every token, or no longer.
+    pub fn record_routing(&mut self, wanted: bool) {
+        self.routing = wanted.then(Vec::new);
+    }
+
+    /// What was recorded since the last call: every layer with a router, micro-batch after micro-batch.
+    pub fn take_routing(&mut self) -> Vec<LayerRouting> {
+        self.routing.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn fill_inputs(&self, current: &BatchGraph, tokens: &[u32]) {
