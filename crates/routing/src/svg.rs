@@ -13,6 +13,9 @@ const STRIP: f64 = 22.0;
 const CHART: f64 = 170.0;
 /// Width of a character of the labels, on average.
 const CHARACTER: f64 = 6.6;
+/// Of the map, so that titles and the chart's legend have room.
+const MIN_WIDTH: f64 = 480.0;
+const LEGEND: f64 = 190.0;
 const MAX_LABEL: usize = 36;
 
 /// From no use to the most: cream, amber, orange, red, wine.
@@ -41,7 +44,7 @@ pub fn heat_map(trace: &Trace, report: &Report) -> String {
     let gutter = MARGIN + longest as f64 * CHARACTER + 12.0;
     let cell_width = (760.0 / n_layers as f64).clamp(8.0, 72.0);
     let cell_height = (560.0 / trace.n_expert as f64).clamp(4.0, 34.0);
-    let map_width = (cell_width * n_layers as f64).max(360.0);
+    let map_width = (cell_width * n_layers as f64).max(MIN_WIDTH);
     let map_height = cell_height * trace.n_expert as f64;
     let frame = Frame { gutter, cell_width, cell_height, n_layers };
 
@@ -58,7 +61,7 @@ pub fn heat_map(trace: &Trace, report: &Report) -> String {
     title(&mut svg, trace, gutter + map_width);
     heat(&mut svg, &frame, report, &labels);
     strips(&mut svg, &frame, report, strips_top);
-    chart(&mut svg, trace, report, [gutter, chart_top, map_width.min(560.0)]);
+    chart(&mut svg, trace, report, [gutter, chart_top, map_width.min(760.0) - LEGEND]);
     svg.push_str("</svg>\n");
     svg
 }
@@ -78,7 +81,9 @@ impl Frame {
 
 fn title(svg: &mut String, trace: &Trace, right: f64) {
     let name = if trace.model.is_empty() { "Routing" } else { &trace.model };
-    text(svg, [MARGIN, 30.0], "start", r#" font-size="17" font-weight="600""#, name);
+    let fits = ((right - MARGIN - 220.0) / 9.5) as usize;
+    let name: String = name.chars().take(fits).collect();
+    text(svg, [MARGIN, 30.0], "start", r#" font-size="17" font-weight="600""#, &name);
     let line = format!(
         "share of each expert in all choices, by layer · {} of {} experts a token · {} tokens",
         trace.n_used,
@@ -87,7 +92,7 @@ fn title(svg: &mut String, trace: &Trace, right: f64) {
     );
     text(svg, [MARGIN, 50.0], "start", GREY, &line);
     // The scale, from 0 to twice an even share or more.
-    let (left, steps) = (right - 120.0, 24);
+    let (left, steps) = (right - 160.0, 24);
     for step in 0..steps {
         let x = left + 120.0 / f64::from(steps) * f64::from(step);
         rect(svg, [x, 20.0, 120.0 / f64::from(steps) + 0.5, 10.0], &colour(&HEAT, f64::from(step) / 23.0));
@@ -102,9 +107,9 @@ fn darkest(report: &Report, n_expert: usize) -> f64 {
 
 fn heat(svg: &mut String, frame: &Frame, report: &Report, labels: &[String]) {
     let top = darkest(report, labels.len());
-    let right = frame.x(frame.n_layers).max(frame.gutter + 360.0);
-    text(svg, [right - 120.0, 44.0], "start", SMALL, "0 %");
-    text(svg, [right, 44.0], "end", SMALL, &format!("{:.0} %", top * 100.0));
+    let right = frame.x(frame.n_layers).max(frame.gutter + MIN_WIDTH);
+    text(svg, [right - 166.0, 29.5], "end", SMALL, "0 %");
+    text(svg, [right, 29.5], "end", SMALL, &format!("{:.0} %", top * 100.0));
     for (expert, label) in labels.iter().enumerate() {
         let y = HEAD + expert as f64 * frame.cell_height;
         if frame.cell_height >= 11.0 {
@@ -196,20 +201,15 @@ fn chart(svg: &mut String, trace: &Trace, report: &Report, [left, top, width]: [
             points.join(" "),
             LINES[policy]
         );
-        // The legend, in the lower right corner, where no curve runs.
-        let row = y(0.0) - 14.0 - (Policy::ALL.len() - policy) as f64 * 17.0;
-        let right = left + width;
+        // The legend, beside the chart.
+        let row = top + 14.0 + policy as f64 * 19.0;
+        let right = left + width + LEGEND;
         line(svg, [right - 176.0, row, right - 156.0, row], LINES[policy], r#" stroke-width="2""#);
         text(svg, [right - 150.0, row + 4.0], "start", SMALL, POLICIES[policy]);
     }
-    let row = y(0.0) - 14.0;
-    line(
-        svg,
-        [left + width - 176.0, row, left + width - 156.0, row],
-        "#b9b2a6",
-        r#" stroke-dasharray="3 4""#,
-    );
-    text(svg, [left + width - 150.0, row + 4.0], "start", SMALL, "even routing");
+    let (row, right) = (top + 14.0 + Policy::ALL.len() as f64 * 19.0, left + width + LEGEND);
+    line(svg, [right - 176.0, row, right - 156.0, row], "#b9b2a6", r#" stroke-dasharray="3 4""#);
+    text(svg, [right - 150.0, row + 4.0], "start", SMALL, "even routing");
 }
 
 const SMALL: &str = r##" font-size="11" fill="#6f675c""##;
