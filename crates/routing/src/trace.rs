@@ -87,7 +87,7 @@ impl Trace {
                 format!("a sum of {n_tokens} tokens"),
             );
         }
-        let n = n_tokens.checked_mul(self.n_used).unwrap_or(usize::MAX);
+        let n = n_tokens.saturating_mul(self.n_used);
         for (index, layer) in self.layers.iter().enumerate() {
             let field = |name: &str| format!("layers[{index}].{name}");
             if index > 0 && layer.layer <= self.layers[index - 1].layer {
