@@ -157,15 +157,15 @@ mod tests {
     use proptest::prelude::*;
 
     /// Hits of the best of all ways to run a cache, found by trying them all.
-    fn best_by_search(requests: &[u32], inside: u32, n_slots: u32) -> usize {
+    fn best_by_search(requests: &[u32], inside: u32) -> usize {
         let Some((request, rest)) = requests.split_first() else { return 0 };
         let bit = 1u32 << request;
         if inside & bit != 0 {
-            return 1 + best_by_search(rest, inside, n_slots);
+            return 1 + best_by_search(rest, inside);
         }
-        let leave = best_by_search(rest, inside, n_slots);
+        let leave = best_by_search(rest, inside);
         let swaps = (0..32).filter(|other| inside & (1 << other) != 0);
-        swaps.map(|other| best_by_search(rest, inside & !(1 << other) | bit, n_slots)).fold(leave, usize::max)
+        swaps.map(|other| best_by_search(rest, inside & !(1 << other) | bit)).fold(leave, usize::max)
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
             n_slots in 1usize..4,
         ) {
             let starts = (0u32..16).filter(|set| set.count_ones() as usize == n_slots);
-            let best = starts.map(|start| best_by_search(&requests, start, n_slots as u32)).max();
+            let best = starts.map(|start| best_by_search(&requests, start)).max();
             prop_assert_eq!(Some(hits(Policy::Optimal, &requests, 1, 4, n_slots)), best);
         }
 

@@ -159,9 +159,11 @@ mod tests {
         assert_eq!(trace.expert_name(3), "d");
     }
 
+    type Damage = fn(&mut Trace);
+
     #[test]
     fn what_does_not_fit_is_named() {
-        let cases: [(&str, fn(&mut Trace)); 9] = [
+        let cases: [(&str, Damage); 9] = [
             ("n_expert", |t| t.n_expert = 0),
             ("n_used", |t| t.n_used = 5),
             ("expert_names", |t| t.expert_names = vec!["a".to_owned()]),
