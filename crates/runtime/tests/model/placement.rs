@@ -159,3 +159,22 @@ fn a_model_outlives_its_session_and_its_file() {
     drop(model.clone());
     assert_eq!(difference(&expected, &answers(&model, &mut session)), 0.0);
 }
+
+#[test]
+fn the_demand_of_a_file_is_all_of_its_bytes_in_both_layouts() {
+    use runtime::residency::budget::Demand;
+    let demand = |layout| {
+        let file = tiny_moe("q8_0", layout);
+        let model = load(&file.path, &plain());
+        let tensors = model.gguf().tensors();
+        let demand = Demand::new(model.hparams(), tensors, 2, 0, |layer, _| (layer == 1).then_some(0.75));
+        let experts: u64 = demand.experts.iter().map(|item| item.size_bytes).sum();
+        assert_eq!(demand.dense_bytes + demand.table_bytes + experts, model.size_bytes());
+        demand
+    };
+    let stacked = demand(Stacked);
+    assert_eq!(stacked, demand(Split));
+    assert_eq!(stacked.experts.len(), 12);
+    let chances: Vec<f64> = stacked.experts.iter().step_by(4).map(|item| item.chance).collect();
+    assert_eq!(chances, [0.5, 0.75, 0.5]);
+}
