@@ -64,11 +64,16 @@ fn copied_and_repacked_weights_compute_the_same_but_for_rounding() {
 /// Every way of spreading the model over two devices and the host gives the host's own answer.
 #[test]
 fn a_device_changes_nothing_but_the_place() {
-    ggml::stand_in::register(2, 64 << 20).expect("registered");
+    let devices = ggml::stand_in::register(2, 64 << 20).expect("registered");
+    let names: Vec<String> = devices.iter().map(|device| device.name()).collect();
     let stacked = tiny_moe("q4_k", Stacked);
     let split = tiny_moe("q4_k", Split);
     let on = |placement: PlacementOptions| ModelOptions {
-        placement: PlacementOptions { repack: Repack::Off, ..placement },
+        placement: PlacementOptions {
+            repack: Repack::Off,
+            devices: placement.devices.or_else(|| Some(names.clone())),
+            ..placement
+        },
         ..ModelOptions::default()
     };
     let host = on(PlacementOptions { devices: Some(Vec::new()), ..Default::default() });
@@ -91,7 +96,7 @@ fn a_device_changes_nothing_but_the_place() {
             "some tensors by name",
             PlacementOptions {
                 n_gpu_layers: GpuLayers::Count(0),
-                overrides: to(r"blk\.1\.ffn_(up|down)", "STANDIN1"),
+                overrides: to(r"blk\.1\.ffn_(up|down)", &names[1]),
                 ..Default::default()
             },
         ),
@@ -111,7 +116,7 @@ fn a_device_changes_nothing_but_the_place() {
     // Experts of one layer in two places at once.
     let apart = on(PlacementOptions {
         n_gpu_layers: GpuLayers::Count(0),
-        overrides: to(r"ffn_(gate|up|down)\.[13]\.", "STANDIN0"),
+        overrides: to(r"ffn_(gate|up|down)\.[13]\.", &names[0]),
         ..Default::default()
     });
     let found = answer_of(&split.path, &apart);
