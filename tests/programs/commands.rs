@@ -1,6 +1,6 @@
 //! What the subcommands of `bruce-run` print.
 
-use crate::support::{bruce_run, quantized, refused, run, succeed};
+use crate::support::{bruce_quant, bruce_run, quantized, refused, run, succeed, tiny_moe_copy};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
@@ -250,4 +250,70 @@ fn a_conversation_goes_on_line_by_line_in_a_pipe() {
     let lines: Vec<&str> = twice.trim_end().split('\n').collect();
     assert_eq!(lines.len() % 2, 0, "{twice}");
     assert_eq!(lines[..lines.len() / 2], lines[lines.len() / 2..], "the same question after /clear");
+}
+
+#[test]
+fn trace_shows_and_writes_what_the_routers_do() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text");
+    fs::write(&text, "In the beginning God created the heaven and the earth. ".repeat(20)).expect("a file");
+    let (json_path, svg_path) = (folder.path().join("trace.json"), folder.path().join("trace.svg"));
+    let trace = |more: &[&str]| {
+        let mut command = bruce_run();
+        command.arg("trace").arg(&model).arg("-f").arg(&text).args(["-c", "64"]).args(more);
+        command
+    };
+    let outputs = ["-o", json_path.to_str().expect("UTF-8"), "--svg", svg_path.to_str().expect("UTF-8")];
+    let shown = succeed(&mut trace(&outputs));
+    for word in ["2 of 4 experts", "kept", "top-k", "lru", "optimal"] {
+        assert!(shown.contains(word), "{word} is not in:\n{shown}");
+    }
+    let svg = fs::read_to_string(&svg_path).expect("a picture");
+    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+
+    let file: Value = serde_json::from_slice(&fs::read(&json_path).expect("a trace")).expect("JSON");
+    let n_tokens = file["tokens"].as_array().expect("tokens").len();
+    let layers = file["layers"].as_array().expect("layers");
+    assert_eq!((layers.len(), file["n_used"].as_u64()), (3, Some(2)));
+    for layer in layers {
+        let experts = layer["experts"].as_array().expect("experts");
+        assert_eq!(experts.len(), 2 * n_tokens);
+        let sum: f64 = layer["weights"].as_array().expect("weights").iter().filter_map(Value::as_f64).sum();
+        assert!((sum - n_tokens as f64).abs() < 0.01 * n_tokens as f64, "{sum} for {n_tokens} tokens");
+    }
+    assert!(file["sequences"].as_array().expect("chunks").iter().all(|n| n.as_u64() <= Some(64)));
+    let report = json(&mut trace(&["--json"]));
+    assert_eq!(report, file["report"]);
+    for policy in ["lru", "pinned", "decayed", "optimal"] {
+        assert_eq!(report["hit_rates"][policy][4], 1.0, "{policy} with a slot for each");
+    }
+
+    // What is there stays; so does what is read.
+    refused(&run(&mut trace(&outputs)), 1, &["trace.json", "existing file"]);
+    refused(&run(trace(&["--force", "-o"]).arg(&text)), 2, &["is both read and written"]);
+    succeed(trace(&outputs).args(["--force", "--chunks", "1"]));
+    let file: Value = serde_json::from_slice(&fs::read(&json_path).expect("a trace")).expect("JSON");
+    assert_eq!(file["sequences"], serde_json::json!([64]));
+}
+
+#[test]
+fn trace_wants_a_mixture_and_names_its_experts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text");
+    fs::write(&text, "In the beginning").expect("a file");
+    if let Some(model) = quantized("tinyd", "Q8_0") {
+        let output = run(bruce_run().arg("trace").arg(model).arg("-f").arg(&text));
+        refused(&output, 1, &["without experts"]);
+    }
+    let merge = tiny_moe_copy();
+    let recipe = "base_model: org/base\nexperts:\n- source_model: org/prose\n- source_model: /home/me/verse\n\
+                  - source_model: org/base\n- source_model: org/prose\n";
+    fs::write(merge.path().join("mergekit_moe_config.yml"), recipe).expect("a recipe");
+    let model = folder.path().join("merge.gguf");
+    succeed(bruce_quant().arg(merge.path()).args(["-q", "q8_0", "--quiet", "-o"]).arg(&model));
+    let shown = succeed(bruce_run().arg("trace").arg(&model).arg("-f").arg(&text));
+    let names: Vec<&str> = shown.lines().filter(|line| line.starts_with("  expert")).collect();
+    let names: Vec<&str> = names.iter().filter_map(|line| line.split_whitespace().last()).collect();
+    assert_eq!(names, ["org/prose", "verse", "org/base", "org/prose"], "{shown}");
 }

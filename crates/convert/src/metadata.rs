@@ -7,6 +7,8 @@
 //! - `general.quantized_by` is set where the caller names a program, so that a file tells where it comes from.
 //! - `general.base_model.*` is filled from mergekit's configuration where the model card names no base models: a
 //!   merge without them would not say what it was made of.
+//! - `mergekit.experts` names what each expert came from, where mergekit's configuration tells. The base models don't:
+//!   each is listed once, and which of them became which expert is lost.
 //! - `llama.attention.sliding_window` is kept; see [`HyperParams::write_metadata`](model_spec::HyperParams).
 
 use checkpoint::{Checkpoint, ModelCard, Source, Special, Vocabulary};
@@ -68,6 +70,13 @@ fn add_card(metadata: &mut Metadata, checkpoint: &Checkpoint, name: &str, option
         _ => &card.base_models,
     };
     add_sources(metadata, keys::GENERAL_BASE_MODEL_COUNT, "general.base_model", base_models);
+    if let Some(merge) = checkpoint.mergekit()
+        && !merge.experts.is_empty()
+        && merge.experts.len() == checkpoint.hparams().n_expert as usize
+    {
+        let names = merge.experts.iter().map(|expert| merged_id(&expert.model));
+        metadata.insert(keys::MERGEKIT_EXPERTS, names.collect::<Vec<String>>());
+    }
     add_sources(metadata, keys::GENERAL_DATASET_COUNT, "general.dataset", &card.datasets);
     if !card.tags.is_empty() {
         metadata.insert(keys::GENERAL_TAGS, card.tags.clone());
@@ -109,6 +118,14 @@ fn merged_model(model: &str) -> Source {
             let last = model.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or(model);
             Source { name: Some(last.to_owned()), ..Source::default() }
         }
+    }
+}
+
+/// What it is called on the Hub, or the last part of a path.
+fn merged_id(model: &str) -> String {
+    match merged_model(model) {
+        Source { organization: Some(organization), name: Some(name), .. } => format!("{organization}/{name}"),
+        source => source.name.unwrap_or_default(),
     }
 }
 
@@ -197,10 +214,12 @@ mod tests {
     fn hub_ids_of_a_merge_become_links_and_paths_do_not() {
         let hub = merged_model("mistralai/Mistral-7B-v0.1");
         assert_eq!(hub.repo_url.as_deref(), Some("https://huggingface.co/mistralai/Mistral-7B-v0.1"));
+        assert_eq!(merged_id("mistralai/Mistral-7B-v0.1"), "mistralai/Mistral-7B-v0.1");
         for path in ["/home/me/models/story", "./story", "../a/story/", "C:\\models\\story", "story"] {
             let local = merged_model(path);
             assert_eq!(local.name.as_deref(), Some("story"), "{path}");
             assert_eq!((local.organization, local.repo_url), (None, None), "{path}");
+            assert_eq!(merged_id(path), "story");
         }
     }
 }

@@ -39,12 +39,19 @@ pub struct Writer {
     overwrite: Overwrite,
 }
 
+/// A file on its way to its name.
 #[derive(Debug)]
-struct Part {
+pub(crate) struct Part {
     /// The name it will have.
-    target: PathBuf,
+    pub(crate) target: PathBuf,
     partial: PartialFile,
-    file: File,
+    pub(crate) file: File,
+}
+
+/// What tells the hidden files of this process, and of others, apart.
+fn unique() -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    format!(".{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Writer {
@@ -54,11 +61,8 @@ impl Writer {
     /// [`Error::Exists`] or [`Error::NotAFile`] when there is something at `target` that is not to be replaced (a
     /// symbolic link never is), [`Error::Io`] when the temporary file can't be made beside it.
     pub fn create(target: &Path, layout: Layout, overwrite: Overwrite) -> Result<Writer, Error> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let unique = format!(".{}-{number}", std::process::id());
         let how = OpenOptions::new().write(true).create_new(true).to_owned();
-        Self::begin(target, layout, overwrite, &unique, &how, false)
+        Self::begin(target, layout, overwrite, &unique(), &how, false)
     }
 
     /// As [`create`](Self::create), with a hidden file whose name another run can tell from the target's; one that an
@@ -89,11 +93,10 @@ impl Writer {
         names.iter().try_for_each(|name| check_target(name, overwrite))?;
         let mut parts = Vec::new();
         for (index, target) in names.into_iter().enumerate() {
-            let path = hidden_name(&target, &format!("{distinction}.partial"));
-            let (partial, file) = PartialFile::open(path, how, stays)
-                .map_err(Error::io(&target, "create a temporary file beside it"))?;
-            reserve(&file, layout.part_size(index)).map_err(Error::io(&target, "set the size of"))?;
-            parts.push(Part { target, partial, file });
+            let part = Part::open(target, distinction, how, stays)?;
+            reserve(&part.file, layout.part_size(index))
+                .map_err(Error::io(&part.target, "set the size of"))?;
+            parts.push(part);
         }
         let written = (0..layout.n_tensors()).map(|_| Mutex::default()).collect();
         let writer = Writer { target: target.to_path_buf(), parts, layout, written, overwrite };
@@ -241,11 +244,7 @@ impl Writer {
     pub fn give_names(self) -> Result<u64, Error> {
         let mut named: Vec<&Path> = Vec::new();
         for part in self.parts.iter().rev() {
-            let done = match self.overwrite {
-                Overwrite::Replace => part.rename(self.overwrite),
-                Overwrite::Refuse => part.name_anew(),
-            };
-            if let Err(error) = done {
+            if let Err(error) = part.give_name(self.overwrite) {
                 if self.overwrite == Overwrite::Refuse {
                     named.iter().for_each(|path| drop(fs::remove_file(path)));
                 }
@@ -259,6 +258,27 @@ impl Writer {
 }
 
 impl Part {
+    /// A new hidden file for what will be called `target`.
+    pub(crate) fn create(target: &Path, overwrite: Overwrite) -> Result<Part, Error> {
+        check_target(target, overwrite)?;
+        Self::open(target.to_path_buf(), &unique(), OpenOptions::new().write(true).create_new(true), false)
+    }
+
+    fn open(target: PathBuf, distinction: &str, how: &OpenOptions, stays: bool) -> Result<Part, Error> {
+        let path = hidden_name(&target, &format!("{distinction}.partial"));
+        let (partial, file) = PartialFile::open(path, how, stays)
+            .map_err(Error::io(&target, "create a temporary file beside it"))?;
+        Ok(Part { target, partial, file })
+    }
+
+    /// Gives the complete file its name.
+    pub(crate) fn give_name(&self, overwrite: Overwrite) -> Result<(), Error> {
+        match overwrite {
+            Overwrite::Replace => self.rename(overwrite),
+            Overwrite::Refuse => self.name_anew(),
+        }
+    }
+
     fn rename(&self, overwrite: Overwrite) -> Result<(), Error> {
         check_target(&self.target, overwrite)?;
         fs::rename(self.partial.path(), &self.target)
@@ -279,14 +299,14 @@ impl Part {
     }
 }
 
-fn directory_of(path: &Path) -> &Path {
+pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
 
-fn sync_directory(directory: &Path) -> Result<(), Error> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), Error> {
     // Other systems neither need this nor open directories as files.
     if cfg!(unix) {
         let synced = File::open(directory).and_then(|opened| opened.sync_all());

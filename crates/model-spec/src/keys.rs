@@ -41,6 +41,8 @@ pub const GENERAL_TAGS: &str = "general.tags";
 pub const GENERAL_LANGUAGES: &str = "general.languages";
 /// Number of base models that follow under `general.base_model.<i>.`.
 pub const GENERAL_BASE_MODEL_COUNT: &str = "general.base_model.count";
+/// What each expert of a merge was made of, by index.
+pub const MERGEKIT_EXPERTS: &str = "mergekit.experts";
 /// Number of datasets that follow under `general.dataset.<i>.`.
 pub const GENERAL_DATASET_COUNT: &str = "general.dataset.count";
 /// Which recipe most tensors follow; see [`crate::FileType`].

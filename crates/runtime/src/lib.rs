@@ -8,6 +8,7 @@ mod kv_cache;
 pub mod memory;
 pub mod model;
 pub mod residency;
+pub mod routing;
 pub mod sampler;
 pub mod session;
 pub mod tokenizer;

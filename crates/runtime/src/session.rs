@@ -6,6 +6,7 @@ use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
 use crate::memory;
 use crate::model::Model;
+use crate::routing::LayerRouting;
 use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
@@ -70,6 +71,8 @@ pub struct Session {
     n_ctx: usize,
     n_past: usize,
     logits: Vec<f32>,
+    /// What the routers decided, where that is recorded.
+    routing: Option<Vec<LayerRouting>>,
     pool: Arc<ThreadPool>,
     pool_batch: Arc<ThreadPool>,
     stop: Arc<AtomicBool>,
@@ -118,6 +121,7 @@ impl Session {
             n_outputs: 1,
             flash_attention: options.flash_attention,
             kernels: kernels(model, options, options.n_ubatch as usize),
+            routing: false,
         };
         let measured = graph::build(model, &cache, largest).graph;
         let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
@@ -132,6 +136,7 @@ impl Session {
             n_ctx,
             n_past: 0,
             logits: Vec::new(),
+            routing: None,
             pool,
             pool_batch,
             stop,
@@ -176,7 +181,9 @@ impl Session {
         let n_kv = (self.n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
         let flash_attention = self.options.flash_attention;
         let kernels = kernels(&self.model, &self.options, tokens.len());
-        let shape = BatchShape { n_tokens: tokens.len(), n_kv, n_outputs, flash_attention, kernels };
+        let routing = self.routing.is_some();
+        let n_tokens = tokens.len();
+        let shape = BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -200,8 +207,21 @@ impl Session {
             self.logits.resize(start + logits.n_elements(), 0.0);
             logits.read_values(0, &mut self.logits[start..]);
         }
+        if let Some(record) = &mut self.routing {
+            record.extend(current.routing.iter().map(LayerRouting::read));
+        }
         self.current = Some(current);
         Ok(())
+    }
+
+    /// Records from now on what the routers decide for every token, or no longer.
+    pub fn record_routing(&mut self, wanted: bool) {
+        self.routing = wanted.then(Vec::new);
+    }
+
+    /// What was recorded since the last call: every layer with a router, micro-batch after micro-batch.
+    pub fn take_routing(&mut self) -> Vec<LayerRouting> {
+        self.routing.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn fill_inputs(&self, current: &BatchGraph, tokens: &[u32]) {

@@ -8,6 +8,7 @@ mod inspect;
 mod interrupt;
 mod perplexity;
 mod tokenize;
+mod trace;
 
 use anyhow::Context;
 use bruce::exit;
@@ -52,6 +53,7 @@ fn run(command: &Command) -> Result<Ended, anyhow::Error> {
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Bench(args) => bench::run(args)?,
         Command::Perplexity(args) => perplexity::run(args)?,
+        Command::Trace(args) => trace::run(args)?,
         Command::Devices(args) => devices::run(args)?,
     }
     Ok(Ended::Done)

@@ -5,11 +5,14 @@
 
 mod attention;
 mod feed_forward;
+mod routing;
 
 use crate::kernels::{self, Kernels, Matrix};
 use crate::kv_cache::KvCache;
 use crate::model::{Linear, Model};
 use ggml::{Graph, Tensor, Type};
+
+pub(crate) use routing::RouterOutputs;
 
 /// The extents a graph is built for; graphs of equal shape are interchangeable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub(crate) struct BatchShape {
     pub n_outputs: usize,
     pub flash_attention: bool,
     pub kernels: Kernels,
+    /// What the routers decide is wanted for every token.
+    pub routing: bool,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -44,6 +49,8 @@ pub(crate) struct BatchGraph {
     pub inputs: Inputs,
     /// `[n_vocab, n_outputs]`; `None` when no logits are wanted.
     pub logits: Option<Tensor>,
+    /// One for each layer with a router, where the shape asks for it.
+    pub routing: Vec<RouterOutputs>,
 }
 
 /// An upper bound on the nodes of a graph of this model.
@@ -56,7 +63,7 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
     };
     let experts: usize = model.weights().layers.iter().map(|layer| 8 * groups(layer)).sum();
     let used = model.n_expert_used() as usize + 16;
-    256 + model.weights().layers.len() * (48 + used) + experts
+    256 + model.weights().layers.len() * (64 + used) + experts
 }
 
 /// Builds the graph for `shape`.
@@ -68,27 +75,36 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
-    let only_cache = n_outputs == 0;
+    let only_cache = n_outputs == 0 && !shape.routing;
     let needs_mask = !only_cache || weights.layers.len() > 1;
     let inputs = Inputs {
         tokens: g.input("tokens", Type::I32, &[n_tokens]),
         positions: g.input("positions", Type::I32, &[n_tokens]),
         cells: g.input("cells", Type::I64, &[n_tokens]),
         mask: needs_mask.then(|| g.input("mask", Type::F16, &[n_kv, n_tokens])),
-        outputs: (!only_cache && n_outputs < n_tokens).then(|| g.input("outputs", Type::I32, &[n_outputs])),
+        outputs: (n_outputs > 0 && n_outputs < n_tokens).then(|| g.input("outputs", Type::I32, &[n_outputs])),
     };
 
     let mut x = g.get_rows(&weights.token_embd, &inputs.tokens); // [n_embd, n_tokens]
     let last = weights.layers.len() - 1;
+    let mut watch = routing::Watch::default();
     for (index, layer) in weights.layers.iter().enumerate() {
         let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
         let qkv = attention::project(g, kernels, model, layer, &normed, &inputs.positions);
         attention::store(g, cache, index, &qkv, &inputs.cells);
         if index == last && only_cache {
-            return BatchGraph { graph, shape, inputs, logits: None };
+            return BatchGraph { graph, shape, inputs, logits: None, routing: watch.layers };
         }
         let mask = inputs.mask.as_ref().expect("made above, as attention follows");
         let mut attended = attention::attend(g, model, layer, cache, index, &qkv.q, mask, shape);
+        if shape.routing {
+            let (residual, next) = (g.add(&attended, &x), weights.layers.get(index + 1));
+            let used = model.n_expert_used() as usize;
+            watch.layer(g, (index, layer), next, &residual, hparams.rms_eps, used);
+            if index == last && n_outputs == 0 {
+                return BatchGraph { graph, shape, inputs, logits: None, routing: watch.layers };
+            }
+        }
         if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
             attended = g.get_rows(&attended, outputs);
             x = g.get_rows(&x, outputs);
@@ -104,7 +120,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let logits = multiply(g, kernels, &weights.output, &x); // [n_vocab, n_outputs]
     g.name(&logits, "logits");
     g.output(&logits);
-    BatchGraph { graph, shape, inputs, logits: Some(logits) }
+    BatchGraph { graph, shape, inputs, logits: Some(logits), routing: watch.layers }
 }
 
 fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

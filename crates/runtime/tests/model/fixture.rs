@@ -81,9 +81,11 @@ pub fn rewrite(path: &Path, edit_metadata: impl Fn(&mut Metadata), edit: impl Fn
     Fixture { _dir: dir, path }
 }
 
-/// Reads weights where the file is mapped, which is the same arithmetic in every layout and place.
+/// Reads weights where the file is mapped, which is the same arithmetic in every layout and place. No devices: those that
+/// stand in for a GPU in one test are there for all tests of the process.
 pub fn plain() -> ModelOptions {
     let mut options = ModelOptions::default();
+    options.placement.devices = Some(Vec::new());
     options.placement.repack = Repack::Off;
     options
 }

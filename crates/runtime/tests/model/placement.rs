@@ -64,11 +64,16 @@ fn copied_and_repacked_weights_compute_the_same_but_for_rounding() {
 /// Every way of spreading the model over two devices and the host gives the host's own answer.
 #[test]
 fn a_device_changes_nothing_but_the_place() {
-    ggml::stand_in::register(2, 64 << 20).expect("registered");
+    let devices = ggml::stand_in::register(2, 64 << 20).expect("registered");
+    let names: Vec<String> = devices.iter().map(|device| device.name()).collect();
     let stacked = tiny_moe("q4_k", Stacked);
     let split = tiny_moe("q4_k", Split);
     let on = |placement: PlacementOptions| ModelOptions {
-        placement: PlacementOptions { repack: Repack::Off, ..placement },
+        placement: PlacementOptions {
+            repack: Repack::Off,
+            devices: placement.devices.or_else(|| Some(names.clone())),
+            ..placement
+        },
         // The stand-in computes with ggml's kernels, as the host must then too.
         kernels: Kernels::Ggml,
         ..ModelOptions::default()
@@ -93,7 +98,7 @@ fn a_device_changes_nothing_but_the_place() {
             "some tensors by name",
             PlacementOptions {
                 n_gpu_layers: GpuLayers::Count(0),
-                overrides: to(r"blk\.1\.ffn_(up|down)", "STANDIN1"),
+                overrides: to(r"blk\.1\.ffn_(up|down)", &names[1]),
                 ..Default::default()
             },
         ),
@@ -113,7 +118,7 @@ fn a_device_changes_nothing_but_the_place() {
     // Experts of one layer in two places at once.
     let apart = on(PlacementOptions {
         n_gpu_layers: GpuLayers::Count(0),
-        overrides: to(r"ffn_(gate|up|down)\.[13]\.", "STANDIN0"),
+        overrides: to(r"ffn_(gate|up|down)\.[13]\.", &names[0]),
         ..Default::default()
     });
     let found = answer_of(&split.path, &apart);
@@ -183,4 +188,23 @@ fn a_model_outlives_its_session_and_its_file() {
     let mut session = Session::new(&model, &session_options()).expect("a session");
     drop(model.clone());
     assert_eq!(difference(&expected, &answers(&model, &mut session)), 0.0);
+}
+
+#[test]
+fn the_demand_of_a_file_is_all_of_its_bytes_in_both_layouts() {
+    use runtime::residency::budget::Demand;
+    let demand = |layout| {
+        let file = tiny_moe("q8_0", layout);
+        let model = load(&file.path, &plain());
+        let tensors = model.gguf().tensors();
+        let demand = Demand::new(model.hparams(), tensors, 2, 0, |layer, _| (layer == 1).then_some(0.75));
+        let experts: u64 = demand.experts.iter().map(|item| item.size_bytes).sum();
+        assert_eq!(demand.dense_bytes + demand.table_bytes + experts, model.size_bytes());
+        demand
+    };
+    let stacked = demand(Stacked);
+    assert_eq!(stacked, demand(Split));
+    assert_eq!(stacked.experts.len(), 12);
+    let chances: Vec<f64> = stacked.experts.iter().step_by(4).map(|item| item.chance).collect();
+    assert_eq!(chances, [0.5, 0.75, 0.5]);
 }

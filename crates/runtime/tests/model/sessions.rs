@@ -136,3 +136,47 @@ fn a_cache_type_that_does_not_fit_is_refused() {
         assert!(error.to_string().starts_with("--cache-type-v: found"), "{error}");
     }
 }
+
+#[test]
+fn a_record_of_the_routing_changes_no_answer_and_covers_every_token() {
+    let file = tiny_moe("q4_k", Stacked);
+    let model = load(&file.path, &plain());
+    let n_layers = model.hparams().n_layer as usize;
+    let ids = prompt(&model);
+    let mut silent = session(&model);
+    silent.decode(&ids, Logits::Last).expect("read");
+    let options = SessionOptions { n_ubatch: 5, ..session_options() };
+    let mut whole = Session::new(&model, &session_options()).expect("a session");
+    let mut pieces = Session::new(&model, &options).expect("a session");
+    for session in [&mut whole, &mut pieces] {
+        session.record_routing(true);
+        session.decode(&ids, Logits::None).expect("read");
+    }
+    let (routing, in_pieces) = (whole.take_routing(), pieces.take_routing());
+    assert!(whole.take_routing().is_empty(), "taken");
+    assert_eq!(routing.len(), n_layers);
+    assert_eq!(in_pieces.len(), n_layers * ids.len().div_ceil(5));
+    for (index, layer) in routing.iter().enumerate() {
+        assert_eq!((layer.layer, layer.n_tokens, layer.experts.len()), (index, ids.len(), 2 * ids.len()));
+        assert_eq!(layer.early.is_some(), index > 0);
+        for (token, (p, taken)) in layer.probabilities.chunks(4).zip(layer.experts.chunks(2)).enumerate() {
+            assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5, "layer {index}, token {token}: {p:?}");
+            let mut order: Vec<u32> = (0..4).collect();
+            order.sort_by(|a, b| p[*b as usize].total_cmp(&p[*a as usize]));
+            assert_eq!(taken, &order[..2], "layer {index}, token {token}");
+        }
+        let same = in_pieces.iter().filter(|piece| piece.layer == index);
+        let pieced: Vec<u32> = same.flat_map(|piece| piece.experts.clone()).collect();
+        let moved = pieced.iter().zip(&layer.experts).filter(|(a, b)| a != b).count();
+        assert!(moved <= 2, "layer {index}: {moved} choices differ between micro-batches");
+    }
+    // The same answer after a record as without one.
+    whole.truncate(0);
+    whole.decode(&ids, Logits::Last).expect("read");
+    assert_eq!(difference(&[silent.logits(0).to_vec()], &[whole.logits(0).to_vec()]), 0.0);
+    whole.record_routing(false);
+    whole.truncate(0);
+    whole.decode(&ids, Logits::Last).expect("read");
+    assert_eq!(difference(&[silent.logits(0).to_vec()], &[whole.logits(0).to_vec()]), 0.0);
+    assert!(whole.take_routing().is_empty());
+}

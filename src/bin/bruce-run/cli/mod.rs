@@ -6,7 +6,7 @@ pub mod sampling;
 mod spelling;
 pub mod values;
 
-use crate::{bench, devices, generate, inspect, perplexity, tokenize};
+use crate::{bench, devices, generate, inspect, perplexity, tokenize, trace};
 use bruce::exit::{self, UsageError, with_hint};
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
@@ -65,6 +65,8 @@ pub enum Command {
     Bench(Box<bench::Args>),
     /// Measure how well a model predicts a text, as llama-perplexity does
     Perplexity(Box<perplexity::Args>),
+    /// Show which experts a text uses, and what caches of any size would make of it
+    Trace(Box<trace::Args>),
     /// List the devices that models can run on
     Devices(devices::Args),
 }

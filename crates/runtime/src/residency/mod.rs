@@ -9,6 +9,8 @@
 //! matrix counts as one layer after the last; the rest, and always the token embeddings, on the host. These are
 //! llama.cpp's rules and names.
 
+pub mod budget;
+
 use crate::{Error, memory};
 use ggml::{BufferType, Device, DeviceKind};
 use gguf::TensorInfo;
