@@ -10,7 +10,7 @@
 //!   Where numbers are larger, or infinite, all lanes go the reference's way in integers.
 //! - Quants of the winner are not kept but its grid is, and quants are made of it if ever they are needed.
 
-use super::Simd;
+use super::{Simd, array, nearest};
 use crate::scalar::search::{AffineSearch, Deviation, Limit};
 
 /// Vectors of sub-blocks that are searched side by side.
@@ -53,7 +53,7 @@ pub(super) type Columns<S, const N: usize> = [Lanes<S>; N];
 
 #[inline(always)]
 fn each<S: Simd>(f: impl Fn(usize) -> S::F32) -> Lanes<S> {
-    std::array::from_fn(f)
+    array(f)
 }
 
 /// The best scale and minimum for each sub-block. `quants` is room to work in.
@@ -79,7 +79,7 @@ pub(super) fn fit<S: Simd, const N: usize>(
         }
     }
     let mut low = each::<S>(|g| simd.select(simd.lt(zero, lowest[g]), zero, lowest[g]));
-    let flat: [S::Mask; GROUPS] = std::array::from_fn(|g| simd.eq(low[g], high[g]));
+    let flat: [S::Mask; GROUPS] = array(|g| simd.eq(low[g], high[g]));
     let first_low = low;
     // A range for the flat sub-blocks that does not send all lanes to the slow way.
     let high = each::<S>(|g| simd.select(flat[g], simd.add(low[g], one), high[g]));
@@ -196,7 +196,7 @@ fn quant<S: Simd>(simd: S, bounds: Bounds, top: u8, x: S::F32, inverse: S::F32, 
         Bounds::Top => simd.min(value, simd.splat(f32::from(top))),
         Bounds::Both => simd.min(simd.max(value, simd.splat(0.0)), simd.splat(f32::from(top))),
         Bounds::Wrap => {
-            let integer = super::nearest(simd, value);
+            let integer = nearest(simd, value);
             let (first, last) = (simd.splat_i32(0), simd.splat_i32(i32::from(top)));
             return simd.to_f32(simd.clamp_i32(integer, first, last));
         }

@@ -15,7 +15,7 @@
 use super::affine_k::weighted_importance;
 use super::float::{f16_from_f32, f32_from_f16};
 use super::round::nearest;
-use super::search::{AffineFit, AffineSearch, Deviation, Limit, fit_affine, fit_scales};
+use super::search::{AffineFit, AffineSearch, Deviation, Limit, fit_affine, fit_scales, quantize_affine};
 use crate::TensorType;
 
 pub(crate) const LEN: usize = 256;
@@ -80,8 +80,12 @@ impl Header {
     /// The fits in steps of a 15th of the largest scale and the largest minimum.
     #[inline(always)]
     pub(crate) fn round(fits: &[AffineFit; N_SUB]) -> Self {
-        let (d, scales) = round_scales(fits.map(|fit| fit.scale));
-        let (dmin, mins) = round_scales(fits.map(|fit| fit.min));
+        let (mut scales, mut mins) = ([0.0; N_SUB], [0.0; N_SUB]);
+        for (s, fit) in fits.iter().enumerate() {
+            (scales[s], mins[s]) = (fit.scale, fit.min);
+        }
+        let (d, scales) = round_scales(scales);
+        let (dmin, mins) = round_scales(mins);
         Self { d, dmin, scales: std::array::from_fn(|s| scales[s] | mins[s] << 4) }
     }
 
@@ -112,7 +116,10 @@ fn round_scales(scales: [f32; N_SUB]) -> (u16, [u8; N_SUB]) {
     }
     let inverse = if top > 0.0 { f32::from(TOP_SCALE) / top } else { 0.0 };
     // Cut to a byte as C's conversion does, should a search ever end with a negative scale.
-    let rounded = scales.map(|scale| nearest(inverse * scale) as u8);
+    let mut rounded = [0; N_SUB];
+    for (rounded, scale) in rounded.iter_mut().zip(scales) {
+        *rounded = nearest(inverse * scale) as u8;
+    }
     (f16_from_f32(top / f32::from(TOP_SCALE)), rounded)
 }
 
@@ -132,7 +139,7 @@ pub(crate) fn store_q2_k(
         let min = dmin * f32::from(header.scales[s] >> 4);
         // With a scale that was rounded to zero the quants have no effect; those of the search stay.
         *quants = if scale != 0.0 {
-            weights[s].map(|x| nearest((x + min) / scale).clamp(0, i32::from(TOP)) as u8)
+            quantize_affine(&weights[s], scale, min, TOP)
         } else {
             fits[s].grid.quantize(&weights[s], TOP)
         };

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::{Kernel, Simd, Steps};
+use crate::arch::{Kernel, Simd, Steps, array};
 
 /// Proof that the processor has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,18 +37,18 @@ impl Simd for Avx2 {
         // SAFETY: the token proves that the processor has the instructions.
         unsafe {
             // Elements 0, 1, 4, 5 and 2, 3, 6, 7 of two rows each; then of four; then whole columns.
-            let pairs: [__m256; 8] = std::array::from_fn(|i| match i % 2 {
+            let pairs: [__m256; 8] = array(|i| match i % 2 {
                 0 => _mm256_unpacklo_ps(row(i), row(i + 1)),
                 _ => _mm256_unpackhi_ps(row(i - 1), row(i)),
             });
-            let fours: [__m256; 8] = std::array::from_fn(|i| {
+            let fours: [__m256; 8] = array(|i| {
                 let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
                 match i % 2 {
                     0 => _mm256_shuffle_ps::<0b01_00_01_00>(a, b),
                     _ => _mm256_shuffle_ps::<0b11_10_11_10>(a, b),
                 }
             });
-            std::array::from_fn(|i| match i / 4 {
+            array(|i| match i / 4 {
                 0 => _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]),
                 _ => _mm256_permute2f128_ps::<0x31>(fours[i - 4], fours[i]),
             })
