@@ -15,6 +15,7 @@
 mod affine;
 mod affine_k;
 mod columns;
+mod float;
 mod iq4;
 mod legacy;
 mod q3_k;
@@ -109,9 +110,25 @@ pub(crate) fn quantize<'a>(level: Level, ty: TensorType, chunk: Chunk<'a>) -> Re
     }
 }
 
+/// Reads the blocks with a kernel of this level; false where the level has none for the type. The lengths match.
+pub(crate) fn dequantize(level: Level, ty: TensorType, blocks: &[u8], weights: &mut [f32]) -> bool {
+    let is_known = float::is_float(ty);
+    match level.0 {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
+        #[cfg(avx512)]
+        Isa::Avx512(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
+        _ => return false,
+    }
+    true
+}
+
 /// The table of kernels.
 fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(), Chunk<'_>> {
     match ty {
+        _ if float::is_float(ty) => simd.vectorize(float::Narrow(ty, chunk)),
+        // The search for steps is faster in vectors of eight.
+        TensorType::IQ4_NL | TensorType::IQ4_XS if S::LANES > 8 => return Err(chunk),
         TensorType::Q2_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q2K, chunk)),
         TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
         TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
