@@ -36,6 +36,8 @@ pub(super) struct Fits<S: Simd> {
 enum Bounds {
     /// They are there already.
     Keep,
+    /// They are not too large.
+    Bottom,
     /// They are not too small.
     Top,
     Both,
@@ -104,6 +106,7 @@ pub(super) fn fit<S: Simd, const N: usize>(
         let grid = (&trial, &low);
         let sums = match bounds {
             Bounds::Keep => sums(simd, Bounds::Keep, search.top, weights, importance, grid, quants),
+            Bounds::Bottom => sums(simd, Bounds::Bottom, search.top, weights, importance, grid, quants),
             Bounds::Top => sums(simd, Bounds::Top, search.top, weights, importance, grid, quants),
             Bounds::Wrap if search.limit == Limit::AfterRounding => {
                 sums(simd, Bounds::Wrap, search.top, weights, importance, grid, quants)
@@ -180,7 +183,8 @@ fn needed_bounds<S: Simd>(
     }
     match (is_rounded, is_low, is_high) {
         (false, ..) => Bounds::Wrap,
-        (true, true, _) => Bounds::Both,
+        (true, true, true) => Bounds::Both,
+        (true, true, false) => Bounds::Bottom,
         (true, false, true) => Bounds::Top,
         (true, false, false) => Bounds::Keep,
     }
@@ -193,6 +197,7 @@ fn quant<S: Simd>(simd: S, bounds: Bounds, top: u8, x: S::F32, inverse: S::F32, 
     let value = simd.mul(inverse, simd.sub(x, low));
     let bounded = match bounds {
         Bounds::Keep => value,
+        Bounds::Bottom => simd.max(value, simd.splat(0.0)),
         Bounds::Top => simd.min(value, simd.splat(f32::from(top))),
         Bounds::Both => simd.min(simd.max(value, simd.splat(0.0)), simd.splat(f32::from(top))),
         Bounds::Wrap => {

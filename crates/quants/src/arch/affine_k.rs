@@ -170,16 +170,16 @@ fn magnitude_and_root_mean_square<S: Simd, const N: usize>(
 /// Makes blocks of a [`Format`].
 pub(super) struct Quantize<'a, F, const N: usize, const N_SUB: usize, const BYTES: usize> {
     chunk: Chunk<'a>,
-    format: F,
+    format: std::marker::PhantomData<F>,
 }
 
 impl<'a, F, const N: usize, const N_SUB: usize, const BYTES: usize> Quantize<'a, F, N, N_SUB, BYTES>
 where
     F: Format<N, N_SUB, BYTES>,
 {
-    pub(super) fn new(format: F, chunk: Chunk<'a>) -> Self {
+    pub(super) fn new(_format: F, chunk: Chunk<'a>) -> Self {
         const { assert!(N * N_SUB == LEN && N.is_multiple_of(8) && N_SUB <= MOST) };
-        Self { chunk, format }
+        Self { chunk, format: std::marker::PhantomData }
     }
 }
 
@@ -191,7 +191,7 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { chunk, format: _ } = self;
+        let Self { chunk, .. } = self;
         let (weights, _) = chunk.weights.as_chunks::<LEN>();
         let (blocks, _) = chunk.blocks.as_chunks_mut::<BYTES>();
         // As many super-blocks at a time as there are lanes, so that their own sums and scales have a lane each.
