@@ -68,7 +68,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             }
         }
     }
-    if options.columns % 256 != 0 {
+    if !options.columns.is_multiple_of(256) {
         return Err(format!("--columns: found {}, expected a multiple of 256", options.columns));
     }
     if options.types.is_empty() {

@@ -10,11 +10,6 @@ pub(crate) type QuantizeWeighted = fn(&[f32], &[f32], &mut [u8]);
 /// Converts whole blocks to weights. The lengths match: whoever calls it has checked them.
 pub(crate) type Dequantize = fn(&[u8], &mut [f32]);
 
-/// The kernel that reads blocks of this type, on this processor.
-fn dequantizer(ty: TensorType) -> Option<Dequantize> {
-    scalar::dequantizer(ty)
-}
-
 /// Whether [`quantize`] makes blocks of this type.
 pub fn can_quantize(ty: TensorType) -> bool {
     scalar::quantizer(ty).is_some()
@@ -22,7 +17,7 @@ pub fn can_quantize(ty: TensorType) -> bool {
 
 /// Whether [`dequantize`] reads blocks of this type.
 pub fn can_dequantize(ty: TensorType) -> bool {
-    dequantizer(ty).is_some()
+    scalar::dequantizer(ty).is_some()
 }
 
 /// Stores `weights` as blocks of type `ty` in `blocks`: whole blocks, one or many rows of them, every byte of `blocks`
@@ -105,9 +100,20 @@ pub fn quantize_weighted_at(
 /// [`Error::CannotDequantize`] for a type that is not read here, [`Error::PartialBlock`] where `dst` is not a whole
 /// number of blocks long, [`Error::Size`] where `src` does not hold exactly that many blocks.
 pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
-    let kernel = dequantizer(ty).ok_or(Error::CannotDequantize { found: ty })?;
+    dequantize_at(Level::detect(), ty, src, dst)
+}
+
+/// As [`dequantize`], with kernels of no more than this level.
+///
+/// # Errors
+///
+/// As [`dequantize`].
+pub fn dequantize_at(level: Level, ty: TensorType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    let reference = scalar::dequantizer(ty).ok_or(Error::CannotDequantize { found: ty })?;
     check_lengths(ty, dst.len(), src.len())?;
-    kernel(src, dst);
+    if !arch::dequantize(level, ty, src, dst) {
+        reference(src, dst);
+    }
     Ok(())
 }
 

@@ -4,8 +4,8 @@
 //! - [`quantize`] and [`dequantize`]: whole blocks of weights, in memory, without allocating. The result for a block
 //!   depends on that block alone, so rows may be cut into chunks and spread over threads freely.
 //! - [`quantize_weighted`]: the same with an importance for each column, on whole rows.
-//! - [`Level`]: which instructions the kernels use. It is detected; tests and benchmarks choose with [`quantize_at`] and
-//!   [`quantize_weighted_at`].
+//! - [`Level`]: which instructions the kernels use. It is detected; tests and benchmarks choose with [`quantize_at`],
+//!   [`quantize_weighted_at`] and [`dequantize_at`].
 //! - [`matmul`]: rows of weights times rows of activations.
 //!
 //! Scalar code is the reference, and there is one place where kernels are chosen (`dispatch`), once for each call.
@@ -31,7 +31,8 @@ mod types;
 
 pub use arch::Level;
 pub use dispatch::{
-    can_dequantize, can_quantize, dequantize, quantize, quantize_at, quantize_weighted, quantize_weighted_at,
+    can_dequantize, can_quantize, dequantize, dequantize_at, quantize, quantize_at, quantize_weighted,
+    quantize_weighted_at,
 };
 pub use error::Error;
 pub use types::TensorType;

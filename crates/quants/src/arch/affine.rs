@@ -10,7 +10,7 @@
 //!   Where numbers are larger, or infinite, all lanes go the reference's way in integers.
 //! - Quants of the winner are not kept but its grid is, and quants are made of it if ever they are needed.
 
-use super::Simd;
+use super::{Simd, array, nearest};
 use crate::scalar::search::{AffineSearch, Deviation, Limit};
 
 /// Vectors of sub-blocks that are searched side by side.
@@ -36,6 +36,8 @@ pub(super) struct Fits<S: Simd> {
 enum Bounds {
     /// They are there already.
     Keep,
+    /// They are not too large.
+    Bottom,
     /// They are not too small.
     Top,
     Both,
@@ -53,7 +55,7 @@ pub(super) type Columns<S, const N: usize> = [Lanes<S>; N];
 
 #[inline(always)]
 fn each<S: Simd>(f: impl Fn(usize) -> S::F32) -> Lanes<S> {
-    std::array::from_fn(f)
+    array(f)
 }
 
 /// The best scale and minimum for each sub-block. `quants` is room to work in.
@@ -79,7 +81,7 @@ pub(super) fn fit<S: Simd, const N: usize>(
         }
     }
     let mut low = each::<S>(|g| simd.select(simd.lt(zero, lowest[g]), zero, lowest[g]));
-    let flat: [S::Mask; GROUPS] = std::array::from_fn(|g| simd.eq(low[g], high[g]));
+    let flat: [S::Mask; GROUPS] = array(|g| simd.eq(low[g], high[g]));
     let first_low = low;
     // A range for the flat sub-blocks that does not send all lanes to the slow way.
     let high = each::<S>(|g| simd.select(flat[g], simd.add(low[g], one), high[g]));
@@ -104,6 +106,7 @@ pub(super) fn fit<S: Simd, const N: usize>(
         let grid = (&trial, &low);
         let sums = match bounds {
             Bounds::Keep => sums(simd, Bounds::Keep, search.top, weights, importance, grid, quants),
+            Bounds::Bottom => sums(simd, Bounds::Bottom, search.top, weights, importance, grid, quants),
             Bounds::Top => sums(simd, Bounds::Top, search.top, weights, importance, grid, quants),
             Bounds::Wrap if search.limit == Limit::AfterRounding => {
                 sums(simd, Bounds::Wrap, search.top, weights, importance, grid, quants)
@@ -180,7 +183,8 @@ fn needed_bounds<S: Simd>(
     }
     match (is_rounded, is_low, is_high) {
         (false, ..) => Bounds::Wrap,
-        (true, true, _) => Bounds::Both,
+        (true, true, true) => Bounds::Both,
+        (true, true, false) => Bounds::Bottom,
         (true, false, true) => Bounds::Top,
         (true, false, false) => Bounds::Keep,
     }
@@ -193,10 +197,11 @@ fn quant<S: Simd>(simd: S, bounds: Bounds, top: u8, x: S::F32, inverse: S::F32, 
     let value = simd.mul(inverse, simd.sub(x, low));
     let bounded = match bounds {
         Bounds::Keep => value,
+        Bounds::Bottom => simd.max(value, simd.splat(0.0)),
         Bounds::Top => simd.min(value, simd.splat(f32::from(top))),
         Bounds::Both => simd.min(simd.max(value, simd.splat(0.0)), simd.splat(f32::from(top))),
         Bounds::Wrap => {
-            let integer = super::nearest(simd, value);
+            let integer = nearest(simd, value);
             let (first, last) = (simd.splat_i32(0), simd.splat_i32(i32::from(top)));
             return simd.to_f32(simd.clamp_i32(integer, first, last));
         }

@@ -2,7 +2,7 @@
 
 use super::affine::{Columns, Fits, GROUPS, fit};
 use super::scales::fit_scales;
-use super::{Chunk, Kernel, Simd};
+use super::{Chunk, Kernel, Simd, array};
 use crate::scalar::search::{AffineFit, AffineSearch, Grid, Limit};
 use crate::scalar::{affine_k, q2_k};
 
@@ -123,7 +123,9 @@ impl Format<{ q2_k::SUB_LEN }, { q2_k::N_SUB }, { q2_k::Q2_K }> for Q2K {
         importance: &mut Columns<S, { q2_k::SUB_LEN }>,
     ) {
         for (w, x) in importance.iter_mut().zip(weights) {
-            *w = x.map(|x| simd.abs(x));
+            for g in 0..GROUPS {
+                w[g] = simd.abs(x[g]);
+            }
         }
     }
 
@@ -157,7 +159,7 @@ fn magnitude_and_root_mean_square<S: Simd, const N: usize>(
         }
     }
     let n = simd.splat(N as f32);
-    let root_mean_square = sum_xx.map(|sum| simd.sqrt(simd.div(sum, n)));
+    let root_mean_square: [_; GROUPS] = array(|g| simd.sqrt(simd.div(sum_xx[g], n)));
     for (w, x) in importance.iter_mut().zip(weights) {
         for g in 0..GROUPS {
             w[g] = simd.add(root_mean_square[g], simd.abs(x[g]));
@@ -168,16 +170,16 @@ fn magnitude_and_root_mean_square<S: Simd, const N: usize>(
 /// Makes blocks of a [`Format`].
 pub(super) struct Quantize<'a, F, const N: usize, const N_SUB: usize, const BYTES: usize> {
     chunk: Chunk<'a>,
-    format: F,
+    format: std::marker::PhantomData<F>,
 }
 
 impl<'a, F, const N: usize, const N_SUB: usize, const BYTES: usize> Quantize<'a, F, N, N_SUB, BYTES>
 where
     F: Format<N, N_SUB, BYTES>,
 {
-    pub(super) fn new(format: F, chunk: Chunk<'a>) -> Self {
+    pub(super) fn new(_format: F, chunk: Chunk<'a>) -> Self {
         const { assert!(N * N_SUB == LEN && N.is_multiple_of(8) && N_SUB <= MOST) };
-        Self { chunk, format }
+        Self { chunk, format: std::marker::PhantomData }
     }
 }
 
@@ -189,7 +191,7 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { chunk, format: _ } = self;
+        let Self { chunk, .. } = self;
         let (weights, _) = chunk.weights.as_chunks::<LEN>();
         let (blocks, _) = chunk.blocks.as_chunks_mut::<BYTES>();
         // As many super-blocks at a time as there are lanes, so that their own sums and scales have a lane each.
@@ -198,8 +200,7 @@ where
         for (weights, blocks) in weights.chunks(S::LANES).zip(blocks.chunks_mut(S::LANES)) {
             match columns {
                 Some(columns) => {
-                    let columns: [&[f32; LEN]; MOST] =
-                        std::array::from_fn(|b| &columns[(start + b) % columns.len()]);
+                    let columns: [&[f32; LEN]; MOST] = array(|b| &columns[(start + b) % columns.len()]);
                     simd.vectorize(Weighted::<F, N, N_SUB, BYTES> {
                         weights,
                         columns: &columns,
@@ -308,17 +309,17 @@ where
             floats.as_mut().copy_from_slice(&lanes[..S::LANES]);
             simd.load(&floats)
         };
-        let importance: [S::F32; N_SUB] = std::array::from_fn(|s| load(&importance[s]));
-        let sets: [_; N_SUB] = std::array::from_fn(|s| [load(&scales[s]), load(&mins[s])]);
+        let importance: [S::F32; N_SUB] = array(|s| load(&importance[s]));
+        let sets: [_; N_SUB] = array(|s| [load(&scales[s]), load(&mins[s])]);
         let (steps, quants) = fit_scales(simd, &sets, &importance, F::TOP_SCALE);
-        let [d, dmin] = steps.map(|steps| simd.store(steps));
-        let quants = quants.map(|sets| sets.map(|quants| simd.store(quants)));
+        let (d, dmin) = (simd.store(steps[0]), simd.store(steps[1]));
+        let quants: [[S::Floats; 2]; N_SUB] = array(|s| [simd.store(quants[s][0]), simd.store(quants[s][1])]);
         for (b, (weights, block)) in weights.iter().zip(blocks).enumerate() {
             let header = FittedHeader {
                 d: d.as_ref()[b],
                 dmin: dmin.as_ref()[b],
-                scales: std::array::from_fn(|s| quants[s][0].as_ref()[b] as u8),
-                mins: std::array::from_fn(|s| quants[s][1].as_ref()[b] as u8),
+                scales: array(|s| quants[s][0].as_ref()[b] as u8),
+                mins: array(|s| quants[s][1].as_ref()[b] as u8),
             };
             F::store_weighted(weights, &all_fits[b], header, block);
         }
@@ -329,10 +330,10 @@ where
 #[inline(always)]
 fn variances<S: Simd>(simd: S, weights: &[[f32; LEN]], factor: f32) -> S::Floats {
     let last = weights.len() - 1;
-    let rows: [&[[f32; 8]]; MOST] = std::array::from_fn(|b| weights[b.min(last)].as_chunks().0);
+    let rows: [&[[f32; 8]]; MOST] = array(|b| weights[b.min(last)].as_chunks().0);
     let mut sum = simd.splat(0.0);
     for i in 0..LEN / 8 {
-        let rows: [&[f32; 8]; MOST] = std::array::from_fn(|b| &rows[b][i]);
+        let rows: [&[f32; 8]; MOST] = array(|b| &rows[b][i]);
         for x in simd.transpose(&rows[..S::LANES]) {
             sum = simd.add(sum, simd.mul(x, x));
         }
@@ -348,13 +349,13 @@ fn load_columns<'a, S: Simd, const N: usize, const N_SUB: usize>(
     columns: &mut Columns<S, N>,
 ) {
     for g in 0..GROUPS {
-        let sub_blocks: [&[[f32; 8]]; MOST] = std::array::from_fn(|lane| {
+        let sub_blocks: [&[[f32; 8]]; MOST] = array(|lane| {
             // Lanes that this instruction set does not have get something, too.
             let i = g * S::LANES + lane.min(S::LANES - 1);
             super_block(i / N_SUB).as_chunks::<N>().0[i % N_SUB].as_chunks().0
         });
         for (i, columns) in columns.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let rows: [&[f32; 8]; MOST] = std::array::from_fn(|lane| &sub_blocks[lane][i]);
+            let rows: [&[f32; 8]; MOST] = array(|lane| &sub_blocks[lane][i]);
             for (columns, vector) in columns.iter_mut().zip(simd.transpose(&rows[..S::LANES])) {
                 columns[g] = vector;
             }
@@ -375,7 +376,7 @@ struct StoredFits<S: Simd> {
 impl<S: Simd> StoredFits<S> {
     #[inline(always)]
     fn new(simd: S, fits: &Fits<S>) -> Self {
-        let store = |values: [S::F32; GROUPS]| values.map(|values| simd.store(values));
+        let store = |values: [S::F32; GROUPS]| array(|g| simd.store(values[g]));
         Self {
             scale: store(fits.scale),
             min: store(fits.min),
@@ -394,7 +395,7 @@ impl<S: Simd> StoredFits<S> {
     /// The fits of super-block `b`.
     #[inline(always)]
     fn super_block<const N_SUB: usize>(&self, b: usize, limit: Limit) -> [AffineFit; N_SUB] {
-        std::array::from_fn(|s| {
+        array(|s| {
             let (g, lane) = ((b * N_SUB + s) / S::LANES, (b * N_SUB + s) % S::LANES);
             let at = |values: &[S::Floats; GROUPS]| values[g].as_ref()[lane];
             let limit = if at(&self.from_candidate) != 0.0 { limit } else { Limit::AfterRounding };

@@ -16,6 +16,7 @@
 mod affine;
 mod affine_k;
 mod columns;
+mod float;
 mod iq4;
 mod legacy;
 pub(crate) mod matmul;
@@ -111,17 +112,51 @@ pub(crate) fn quantize<'a>(level: Level, ty: TensorType, chunk: Chunk<'a>) -> Re
     }
 }
 
+/// Reads the blocks with a kernel of this level; false where the level has none for the type. The lengths match.
+pub(crate) fn dequantize(level: Level, ty: TensorType, blocks: &[u8], weights: &mut [f32]) -> bool {
+    let is_known = float::is_float(ty);
+    match level.0 {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
+        #[cfg(avx512)]
+        Isa::Avx512(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
+        _ => return false,
+    }
+    true
+}
+
 /// The table of kernels.
 fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(), Chunk<'_>> {
     match ty {
+        _ if float::is_float(ty) => simd.vectorize(float::Narrow(ty, chunk)),
+        // The search for steps is faster in vectors of eight.
+        TensorType::IQ4_NL | TensorType::IQ4_XS if S::LANES > 8 => return Err(chunk),
         TensorType::Q2_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q2K, chunk)),
         TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
         TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
+        TensorType::Q4_0 => simd.vectorize(legacy::quantize_q4(chunk)),
+        TensorType::Q5_0 => simd.vectorize(legacy::quantize_q5(chunk)),
+        TensorType::Q8_0 => simd.vectorize(legacy::QuantizeQ8(chunk)),
+        TensorType::IQ4_NL => simd.vectorize(iq4::QuantizeNl(chunk)),
+        TensorType::IQ4_XS => simd.vectorize(iq4::QuantizeXs(chunk)),
         TensorType::Q3_K => simd.vectorize(q3_k::Quantize(chunk)),
         TensorType::Q6_K => simd.vectorize(q6_k::Quantize(chunk)),
         _ => return Err(chunk),
     }
     Ok(())
+}
+
+/// The array of `f(0)`, `f(1)` and so on.
+///
+/// Unlike the standard library's, it is sure to be inlined: kernels are compiled for their instruction set only as far as
+/// everything in them is.
+#[inline(always)]
+fn array<T: Copy, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
+    let mut values = [f(0); N];
+    for (i, value) in values.iter_mut().enumerate().skip(1) {
+        *value = f(i);
+    }
+    values
 }
 
 /// The integers that `scalar::round::nearest` gives, whatever the numbers.

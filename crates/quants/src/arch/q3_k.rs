@@ -79,29 +79,37 @@ fn descend<S: Simd>(simd: S, rows: &[f32]) -> ([f32; MAX_TOGETHER * N_SUB], [f32
         }
     }
 
-    for _ in 0..ROUNDS {
-        // A lane where nothing changes would not change in later rounds either, so all go on until the last is done.
-        let mut changed = simd.lt(zero, zero);
+    // A lane where nothing changes in as many steps as there are weights would not change later either, and so is done; a
+    // vector is done with its last lane.
+    let mut idle = [0; GROUPS];
+    for round in 0..ROUNDS {
         for j in 0..SUB_LEN {
             for g in 0..GROUPS {
+                if idle[g] == SUB_LEN {
+                    continue;
+                }
+                idle[g] += 1;
                 let (x, w, wx, old) = (x[j][g], w[j][g], wx[j][g], q[j][g]);
                 let others_wqx = simd.sub(sum_wqx[g], simd.mul(wx, old));
                 let others_wqq = simd.sub(sum_wqq[g], simd.mul(simd.mul(w, old), old));
                 let new = quant(simd.div(simd.mul(x, others_wqq), others_wqx));
+                let is_other = simd.and(simd.lt(zero, others_wqx), simd.not(simd.eq(new, old)));
+                // In the first round there is nearly always one; later the branch saves the wait for the sums.
+                if round > 0 && !simd.any(is_other) {
+                    continue;
+                }
                 let wqx = simd.add(others_wqx, simd.mul(wx, new));
                 let wqq = simd.add(others_wqq, simd.mul(simd.mul(w, new), new));
                 let gain = simd.mul(simd.mul(wqx, wqx), sum_wqq[g]);
                 let is_better = simd.lt(simd.mul(simd.mul(sum_wqx[g], sum_wqx[g]), wqq), gain);
-                let is_allowed = simd.and(simd.lt(zero, others_wqx), simd.lt(zero, wqq));
-                let is_other = simd.not(simd.eq(new, old));
-                let wins = simd.and(simd.and(is_allowed, is_other), is_better);
-                changed = simd.or(changed, wins);
+                let wins = simd.and(simd.and(is_other, simd.lt(zero, wqq)), is_better);
                 q[j][g] = simd.select(wins, new, old);
                 sum_wqx[g] = simd.select(wins, wqx, sum_wqx[g]);
                 sum_wqq[g] = simd.select(wins, wqq, sum_wqq[g]);
+                idle[g] = if simd.any(wins) { 0 } else { idle[g] };
             }
         }
-        if !simd.any(changed) {
+        if idle == [SUB_LEN; GROUPS] {
             break;
         }
     }
@@ -225,12 +233,12 @@ fn store<S: Simd>(
     let half = i32::from(OFFSET);
     for (k, quants) in quants.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let mut integers = [simd.splat_i32(0); 4];
-        for v in 0..32 / S::LANES {
+        for (v, integer) in integers.iter_mut().enumerate().take(32 / S::LANES) {
             let first = k * 32 + v * S::LANES;
             let x = simd.load_slice(&weights[first..]);
             let q = nearest(simd, simd.div(x, simd.splat(scales[first / SUB_LEN])));
             let q = simd.clamp_i32(q, simd.splat_i32(-half), simd.splat_i32(half - 1));
-            integers[v] = simd.sub_i32(q, simd.splat_i32(-half));
+            *integer = simd.sub_i32(q, simd.splat_i32(-half));
         }
         *quants = simd.narrow(&integers[..32 / S::LANES]);
     }

@@ -80,12 +80,12 @@ fn quantize<S: Simd>(
     let half = i32::from(OFFSET);
     for (k, quants) in quants.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let mut integers = [simd.splat_i32(0); 4];
-        for v in 0..32 / S::LANES {
+        for (v, integer) in integers.iter_mut().enumerate().take(32 / S::LANES) {
             let first = k * 32 + v * S::LANES;
             let x = simd.load_slice(&weights[first..]);
             let q = nearest(simd, simd.div(x, simd.splat(scales[first / SUB_LEN])));
             let q = simd.clamp_i32(q, simd.splat_i32(-half), simd.splat_i32(half - 1));
-            integers[v] = simd.sub_i32(q, simd.splat_i32(-half));
+            *integer = simd.sub_i32(q, simd.splat_i32(-half));
         }
         *quants = simd.narrow(&integers[..32 / S::LANES]);
     }

@@ -1,6 +1,6 @@
 //! The search for super-blocks' scales (`scalar::search::fit_scales`), a super-block to a lane.
 
-use super::{Simd, nearest};
+use super::{Simd, array, nearest};
 use crate::scalar::search::NEGLIGIBLE;
 
 /// Sets of scales that are searched side by side: the sub-blocks' scales and their minima.
@@ -30,7 +30,7 @@ pub(super) fn fit_scales<S: Simd, const N: usize>(
             highest[g] = simd.max(highest[g], x[g]);
         }
     }
-    let mut inverse: [S::F32; SETS] = std::array::from_fn(|g| simd.div(top, highest[g]));
+    let mut inverse: [S::F32; SETS] = array(|g| simd.div(top, highest[g]));
     let mut best_error = [zero; SETS];
     for g in 0..SETS {
         let step = simd.div(one, inverse[g]);
@@ -98,11 +98,15 @@ pub(super) fn fit_scales<S: Simd, const N: usize>(
     }
 
     let negligible = simd.splat(NEGLIGIBLE);
-    let is_negligible: [S::Mask; SETS] = std::array::from_fn(|g| simd.lt(highest[g], negligible));
-    let scale = std::array::from_fn(|g| {
+    let is_negligible: [S::Mask; SETS] = array(|g| simd.lt(highest[g], negligible));
+    let scale = array(|g| {
         let scale = simd.select(simd.lt(zero, sum_wqq[g]), simd.div(sum_wqx[g], sum_wqq[g]), zero);
         simd.select(is_negligible[g], zero, scale)
     });
-    let quants = quants.map(|quants| std::array::from_fn(|g| simd.select(is_negligible[g], zero, quants[g])));
+    for quants in &mut quants {
+        for g in 0..SETS {
+            quants[g] = simd.select(is_negligible[g], zero, quants[g]);
+        }
+    }
     (scale, quants)
 }

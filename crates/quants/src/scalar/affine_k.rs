@@ -217,8 +217,12 @@ impl Header {
     /// The fits in steps of a 63rd of the largest scale and the largest minimum.
     #[inline(always)]
     pub(crate) fn round(fits: &[AffineFit; N_SUB]) -> Self {
-        let (d, scales) = round_scales(fits.map(|fit| fit.scale));
-        let (dmin, mins) = round_scales(fits.map(|fit| fit.min));
+        let (mut scales, mut mins) = ([0.0; N_SUB], [0.0; N_SUB]);
+        for (s, fit) in fits.iter().enumerate() {
+            (scales[s], mins[s]) = (fit.scale, fit.min);
+        }
+        let (d, scales) = round_scales(scales);
+        let (dmin, mins) = round_scales(mins);
         Self { d, dmin, scales, mins }
     }
 

@@ -83,8 +83,8 @@ pub(crate) fn f32_from_f16(half: u16) -> f32 {
 }
 
 /// The bits of the BF16 nearest to `value`.
-#[inline]
-pub(super) fn bf16_from_f32(value: f32) -> u16 {
+#[inline(always)]
+pub(crate) fn bf16_from_f32(value: f32) -> u16 {
     let bits = value.to_bits();
     let odd = (bits >> 16) & 1;
     let rounded = bits.wrapping_add(0x7FFF + odd) >> 16;

@@ -172,7 +172,8 @@ fn nearest_on_grid(value: f32) -> usize {
 }
 
 /// 1 / `scale`, but 0 for 0.
-fn reciprocal(scale: f32) -> f32 {
+#[inline]
+pub(crate) fn reciprocal(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 

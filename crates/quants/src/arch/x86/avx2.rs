@@ -36,22 +36,34 @@ impl Simd for Avx2 {
         let row = |i: usize| self.load(rows[i]);
         // SAFETY: the token proves that the processor has the instructions.
         unsafe {
-            // Elements 0, 1, 4, 5 and 2, 3, 6, 7 of two rows each; then of four; then whole columns.
-            let pairs: [__m256; 8] = std::array::from_fn(|i| match i % 2 {
-                0 => _mm256_unpacklo_ps(row(i), row(i + 1)),
-                _ => _mm256_unpackhi_ps(row(i - 1), row(i)),
-            });
-            let fours: [__m256; 8] = std::array::from_fn(|i| {
-                let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
-                match i % 2 {
-                    0 => _mm256_shuffle_ps::<0b01_00_01_00>(a, b),
-                    _ => _mm256_shuffle_ps::<0b11_10_11_10>(a, b),
-                }
-            });
-            std::array::from_fn(|i| match i / 4 {
-                0 => _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]),
-                _ => _mm256_permute2f128_ps::<0x31>(fours[i - 4], fours[i]),
-            })
+            // Elements 0, 1, 4, 5 and 2, 3, 6, 7 of two rows each; then of four; then whole columns. There are no loops,
+            // as they are not always unrolled.
+            let p0 = _mm256_unpacklo_ps(row(0), row(1));
+            let p1 = _mm256_unpackhi_ps(row(0), row(1));
+            let p2 = _mm256_unpacklo_ps(row(2), row(3));
+            let p3 = _mm256_unpackhi_ps(row(2), row(3));
+            let p4 = _mm256_unpacklo_ps(row(4), row(5));
+            let p5 = _mm256_unpackhi_ps(row(4), row(5));
+            let p6 = _mm256_unpacklo_ps(row(6), row(7));
+            let p7 = _mm256_unpackhi_ps(row(6), row(7));
+            let f0 = _mm256_shuffle_ps::<0b01_00_01_00>(p0, p2);
+            let f1 = _mm256_shuffle_ps::<0b11_10_11_10>(p0, p2);
+            let f2 = _mm256_shuffle_ps::<0b01_00_01_00>(p1, p3);
+            let f3 = _mm256_shuffle_ps::<0b11_10_11_10>(p1, p3);
+            let f4 = _mm256_shuffle_ps::<0b01_00_01_00>(p4, p6);
+            let f5 = _mm256_shuffle_ps::<0b11_10_11_10>(p4, p6);
+            let f6 = _mm256_shuffle_ps::<0b01_00_01_00>(p5, p7);
+            let f7 = _mm256_shuffle_ps::<0b11_10_11_10>(p5, p7);
+            [
+                _mm256_permute2f128_ps::<0x20>(f0, f4),
+                _mm256_permute2f128_ps::<0x20>(f1, f5),
+                _mm256_permute2f128_ps::<0x20>(f2, f6),
+                _mm256_permute2f128_ps::<0x20>(f3, f7),
+                _mm256_permute2f128_ps::<0x31>(f0, f4),
+                _mm256_permute2f128_ps::<0x31>(f1, f5),
+                _mm256_permute2f128_ps::<0x31>(f2, f6),
+                _mm256_permute2f128_ps::<0x31>(f3, f7),
+            ]
         }
     }
 

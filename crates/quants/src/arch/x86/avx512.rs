@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Avx2;
-use crate::arch::{Kernel, Simd, Steps};
+use crate::arch::{Kernel, Simd, Steps, array};
 
 /// Proof that the processor has the common part of AVX-512, and AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +45,7 @@ impl Simd for Avx512 {
     fn transpose(self, rows: &[&[f32; 8]]) -> [__m512; 8] {
         let (low, high) = (self.avx2().transpose(&rows[..8]), self.avx2().transpose(&rows[8..]));
         // SAFETY: the token proves that the processor has the instruction.
-        std::array::from_fn(|i| unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low[i]), high[i]) })
+        array(|i| unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low[i]), high[i]) })
     }
 
     operations! {

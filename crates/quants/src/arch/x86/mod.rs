@@ -14,6 +14,7 @@ macro_rules! operations {
 }
 mod avx2;
 #[cfg(avx512)]
+#[allow(clippy::incompatible_msrv, reason = "compiled only where the compiler has it")]
 mod avx512;
 pub(super) mod matmul;
 
