@@ -168,15 +168,15 @@ fn needed_bounds<S: Simd>(
     lowest: &Lanes<S>,
     highest: &Lanes<S>,
 ) -> Bounds {
-    let (rounded, minus_rounded) = (simd.splat(ROUNDED), simd.splat(-ROUNDED));
+    let rounded = simd.splat(ROUNDED);
     let (first, last) = (simd.splat(-0.5), simd.splat(f32::from(top) + 0.5));
     let (mut is_rounded, mut is_low, mut is_high) = (true, false, false);
     for g in 0..GROUPS {
         let a = simd.mul(inverse[g], simd.sub(lowest[g], low[g]));
         let b = simd.mul(inverse[g], simd.sub(highest[g], low[g]));
-        // NaN in either compares as false in one of the two.
-        let within = |v| simd.and(simd.lt(v, rounded), simd.lt(minus_rounded, v));
-        is_rounded &= simd.all(simd.and(within(a), within(b)));
+        // Not where one of them is NaN.
+        let is_within = simd.and(simd.lt(simd.abs(a), rounded), simd.lt(simd.abs(b), rounded));
+        is_rounded &= simd.all(is_within);
         // The range of a grid may be negative.
         is_low |= simd.any(simd.lt(simd.min(a, b), first));
         is_high |= simd.any(simd.le(last, simd.max(a, b)));
