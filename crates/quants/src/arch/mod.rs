@@ -13,7 +13,10 @@
     reason = "instructions beyond the baseline, each behind a token that proves them present"
 )]
 
+mod affine;
+mod affine_k;
 pub(crate) mod matmul;
+mod scales;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -102,8 +105,22 @@ pub(crate) fn quantize<'a>(level: Level, ty: TensorType, chunk: Chunk<'a>) -> Re
 
 /// The table of kernels.
 fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(), Chunk<'_>> {
-    let _ = (simd, ty);
-    Err(chunk)
+    match ty {
+        TensorType::Q2_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q2K, chunk)),
+        TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
+        TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
+        _ => return Err(chunk),
+    }
+    Ok(())
+}
+
+/// The integers that `scalar::round::nearest` gives, whatever the numbers.
+#[inline(always)]
+fn nearest<S: Simd>(simd: S, values: S::F32) -> S::I32 {
+    const MAGIC: f32 = 12_582_912.0;
+    const FRACTION: i32 = (1 << 23) - 1;
+    let bits = simd.bits(simd.add(values, simd.splat(MAGIC)));
+    simd.sub_i32(simd.and_i32(bits, simd.splat_i32(FRACTION)), simd.splat_i32(1 << 22))
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ pub(crate) trait Simd: Copy {
     fn load(self, floats: &Self::Floats) -> Self::F32;
     fn store(self, vector: Self::F32) -> Self::Floats;
 
+    /// Vector `i` holds element `i` of each row. There are [`Simd::LANES`] rows.
+    fn transpose(self, rows: &[&[f32; 8]]) -> [Self::F32; 8];
+
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -57,6 +60,7 @@ pub(crate) trait Simd: Copy {
     fn splat_i32(self, value: i32) -> Self::I32;
     fn and_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// `value` within `low..=high`, signed.
     fn clamp_i32(self, value: Self::I32, low: Self::I32, high: Self::I32) -> Self::I32;
     /// The floats of these values.

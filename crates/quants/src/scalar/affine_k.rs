@@ -17,7 +17,7 @@
 
 use super::float::{f16_from_f32, f32_from_f16};
 use super::round::nearest;
-use super::search::{AffineFit, AffineSearch, Deviation, Limit, fit_affine, fit_scales};
+use super::search::{AffineFit, AffineSearch, Deviation, Limit, fit_affine, fit_scales, quantize_affine};
 use crate::TensorType;
 
 pub(crate) const LEN: usize = 256;
@@ -36,7 +36,7 @@ const _: () = {
 };
 
 /// The largest scale and minimum of a sub-block.
-const TOP_SCALE: u8 = 63;
+pub(crate) const TOP_SCALE: u8 = 63;
 
 /// Q4_K's search where no importances are known.
 pub(crate) const SEARCH_Q4_K: AffineSearch = AffineSearch {
@@ -168,7 +168,7 @@ fn quantize_super_block(
         let (scale, min) = stored[s];
         // With a scale that was rounded to zero the quants have no effect; those of the search stay.
         *quants = if scale != 0.0 {
-            weights[s].map(|x| nearest((x + min) / scale).clamp(0, i32::from(top)) as u8)
+            quantize_affine(&weights[s], scale, min, top)
         } else {
             fits[s].grid.quantize(&weights[s], top)
         };
@@ -226,12 +226,13 @@ impl Header {
     fn fit(fits: &[AffineFit; N_SUB], importance: &[f32; N_SUB], limit: u8) -> Self {
         let (d, scales) = fit_scales(&fits.map(|fit| fit.scale), importance, TOP_SCALE);
         let (dmin, mins) = fit_scales(&fits.map(|fit| fit.min), importance, TOP_SCALE);
-        Self {
-            d: f16_from_f32(d),
-            dmin: f16_from_f32(dmin),
-            scales: scales.map(|scale| scale.min(limit)),
-            mins: mins.map(|min| min.min(limit)),
-        }
+        Self::new(d, dmin, scales.map(|scale| scale.min(limit)), mins.map(|min| min.min(limit)))
+    }
+
+    /// Scales in steps of `d`, minima in steps of `dmin`.
+    #[inline(always)]
+    pub(crate) fn new(d: f32, dmin: f32, scales: [u8; N_SUB], mins: [u8; N_SUB]) -> Self {
+        Self { d: f16_from_f32(d), dmin: f16_from_f32(dmin), scales, mins }
     }
 
     /// Each sub-block's scale and minimum as the reader of the block computes them.
@@ -282,7 +283,10 @@ fn round_scales(scales: [f32; N_SUB]) -> (u16, [u8; N_SUB]) {
     }
     let inverse = if top > 0.0 { f32::from(TOP_SCALE) / top } else { 0.0 };
     // Wraps around as C's conversion does, should a search ever end with a negative scale.
-    let rounded = scales.map(|scale| (nearest(inverse * scale) as u8).min(TOP_SCALE));
+    let mut rounded = [0; N_SUB];
+    for (rounded, scale) in rounded.iter_mut().zip(scales) {
+        *rounded = (nearest(inverse * scale) as u8).min(TOP_SCALE);
+    }
     (f16_from_f32(top / f32::from(TOP_SCALE)), rounded)
 }
 

@@ -15,7 +15,7 @@
 use super::affine_k::weighted_importance;
 use super::float::{f16_from_f32, f32_from_f16};
 use super::round::nearest;
-use super::search::{AffineFit, AffineSearch, Deviation, Limit, fit_affine, fit_scales};
+use super::search::{AffineFit, AffineSearch, Deviation, Limit, fit_affine, fit_scales, quantize_affine};
 use crate::TensorType;
 
 pub(crate) const LEN: usize = 256;
@@ -28,7 +28,7 @@ const _: () = assert!(TensorType::Q2_K.block_len() == LEN && TensorType::Q2_K.bl
 /// The largest quant.
 pub(crate) const TOP: u8 = 3;
 /// The largest scale and minimum of a sub-block.
-const TOP_SCALE: u8 = 15;
+pub(crate) const TOP_SCALE: u8 = 15;
 
 /// The search where no importances are known.
 pub(crate) const SEARCH: AffineSearch = AffineSearch {
@@ -89,6 +89,12 @@ impl Header {
     fn fit(fits: &[AffineFit; N_SUB], importance: &[f32; N_SUB]) -> Self {
         let (d, scales) = fit_scales(&fits.map(|fit| fit.scale), importance, TOP_SCALE);
         let (dmin, mins) = fit_scales(&fits.map(|fit| fit.min), importance, TOP_SCALE);
+        Self::new(d, dmin, scales, mins)
+    }
+
+    /// Scales in steps of `d`, minima in steps of `dmin`.
+    #[inline(always)]
+    pub(crate) fn new(d: f32, dmin: f32, scales: [u8; N_SUB], mins: [u8; N_SUB]) -> Self {
         Self {
             d: f16_from_f32(d),
             dmin: f16_from_f32(dmin),
@@ -106,7 +112,10 @@ fn round_scales(scales: [f32; N_SUB]) -> (u16, [u8; N_SUB]) {
     }
     let inverse = if top > 0.0 { f32::from(TOP_SCALE) / top } else { 0.0 };
     // Cut to a byte as C's conversion does, should a search ever end with a negative scale.
-    let rounded = scales.map(|scale| nearest(inverse * scale) as u8);
+    let mut rounded = [0; N_SUB];
+    for (rounded, scale) in rounded.iter_mut().zip(scales) {
+        *rounded = nearest(inverse * scale) as u8;
+    }
     (f16_from_f32(top / f32::from(TOP_SCALE)), rounded)
 }
 
@@ -126,7 +135,7 @@ pub(crate) fn store_q2_k(
         let min = dmin * f32::from(header.scales[s] >> 4);
         // With a scale that was rounded to zero the quants have no effect; those of the search stay.
         *quants = if scale != 0.0 {
-            weights[s].map(|x| nearest((x + min) / scale).clamp(0, i32::from(TOP)) as u8)
+            quantize_affine(&weights[s], scale, min, TOP)
         } else {
             fits[s].grid.quantize(&weights[s], TOP)
         };

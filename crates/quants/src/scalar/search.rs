@@ -7,7 +7,7 @@
 use super::round::nearest;
 
 /// Sub-blocks whose weights are all smaller than this count as zero.
-pub(super) const NEGLIGIBLE: f32 = 1e-15;
+pub(crate) const NEGLIGIBLE: f32 = 1e-15;
 
 /// How [`fit_affine`] searches.
 #[derive(Clone, Copy)]
@@ -83,16 +83,18 @@ impl Default for Grid {
 impl Grid {
     #[inline(always)]
     pub(crate) fn quantize<const N: usize>(&self, weights: &[f32; N], top: u8) -> [u8; N] {
-        match self.limit {
-            Limit::AfterRounding => {
-                weights.map(|x| nearest(self.inverse * (x - self.low)).clamp(0, i32::from(top)) as u8)
-            }
-            Limit::BeforeRounding => weights.map(|x| {
-                let value = self.inverse * (x - self.low);
-                let value = if value > 0.0 { value } else { 0.0 };
-                nearest(if value < f32::from(top) { value } else { f32::from(top) }) as u8
-            }),
+        let mut quants = [0; N];
+        for (quant, &x) in quants.iter_mut().zip(weights) {
+            let value = self.inverse * (x - self.low);
+            *quant = match self.limit {
+                Limit::AfterRounding => nearest(value).clamp(0, i32::from(top)) as u8,
+                Limit::BeforeRounding => {
+                    let value = if value > 0.0 { value } else { 0.0 };
+                    nearest(if value < f32::from(top) { value } else { f32::from(top) }) as u8
+                }
+            };
         }
+        quants
     }
 }
 
@@ -169,6 +171,18 @@ fn error<const N: usize>(
         };
     }
     sum
+}
+
+/// The quants of weights with this scale and minimum.
+///
+/// In a loop: closures that go through the standard library are not compiled for the caller's instruction set.
+#[inline(always)]
+pub(crate) fn quantize_affine<const N: usize>(weights: &[f32; N], scale: f32, min: f32, top: u8) -> [u8; N] {
+    let mut quants = [0; N];
+    for (quant, x) in quants.iter_mut().zip(weights) {
+        *quant = nearest((x + min) / scale).clamp(0, i32::from(top)) as u8;
+    }
+    quants
 }
 
 /// Sub-blocks' scales (or minima) as multiples of one scale, and that scale: quants in `0..=top`, best for the importance

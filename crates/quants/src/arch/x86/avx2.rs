@@ -31,6 +31,30 @@ impl Simd for Avx2 {
         unsafe { run(self, kernel) }
     }
 
+    #[inline(always)]
+    fn transpose(self, rows: &[&[f32; 8]]) -> [__m256; 8] {
+        let row = |i: usize| self.load(rows[i]);
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            // Elements 0, 1, 4, 5 and 2, 3, 6, 7 of two rows each; then of four; then whole columns.
+            let pairs: [__m256; 8] = std::array::from_fn(|i| match i % 2 {
+                0 => _mm256_unpacklo_ps(row(i), row(i + 1)),
+                _ => _mm256_unpackhi_ps(row(i - 1), row(i)),
+            });
+            let fours: [__m256; 8] = std::array::from_fn(|i| {
+                let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
+                match i % 2 {
+                    0 => _mm256_shuffle_ps::<0b01_00_01_00>(a, b),
+                    _ => _mm256_shuffle_ps::<0b11_10_11_10>(a, b),
+                }
+            });
+            std::array::from_fn(|i| match i / 4 {
+                0 => _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]),
+                _ => _mm256_permute2f128_ps::<0x31>(fours[i - 4], fours[i]),
+            })
+        }
+    }
+
     operations! {
         splat(value: f32) -> __m256 = _mm256_set1_ps(value);
         load(floats: &[f32; 8]) -> __m256 = _mm256_loadu_ps(floats.as_ptr());
@@ -60,6 +84,7 @@ impl Simd for Avx2 {
         splat_i32(value: i32) -> __m256i = _mm256_set1_epi32(value);
         and_i32(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
         sub_i32(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
+        min_i32(a: __m256i, b: __m256i) -> __m256i = _mm256_min_epi32(a, b);
         clamp_i32(value: __m256i, low: __m256i, high: __m256i) -> __m256i =
             _mm256_min_epi32(_mm256_max_epi32(value, low), high);
         to_f32(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);

@@ -41,6 +41,13 @@ impl Simd for Avx512 {
         unsafe { run(self, kernel) }
     }
 
+    #[inline(always)]
+    fn transpose(self, rows: &[&[f32; 8]]) -> [__m512; 8] {
+        let (low, high) = (self.avx2().transpose(&rows[..8]), self.avx2().transpose(&rows[8..]));
+        // SAFETY: the token proves that the processor has the instruction.
+        std::array::from_fn(|i| unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low[i]), high[i]) })
+    }
+
     operations! {
         splat(value: f32) -> __m512 = _mm512_set1_ps(value);
         load(floats: &[f32; 16]) -> __m512 = _mm512_loadu_ps(floats.as_ptr());
@@ -70,6 +77,7 @@ impl Simd for Avx512 {
         splat_i32(value: i32) -> __m512i = _mm512_set1_epi32(value);
         and_i32(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         sub_i32(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        min_i32(a: __m512i, b: __m512i) -> __m512i = _mm512_min_epi32(a, b);
         clamp_i32(value: __m512i, low: __m512i, high: __m512i) -> __m512i =
             _mm512_min_epi32(_mm512_max_epi32(value, low), high);
         to_f32(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);

@@ -4,6 +4,7 @@
 macro_rules! operations {
     ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {
         $(#[inline(always)]
+        #[allow(unused_unsafe, reason = "some of the expressions are safe")]
         fn $name(self, $($arg: $ty),*) -> $out {
             // SAFETY: the token proves that the processor has the instructions; the operands are values, or arrays as
             // long as the vector.
