@@ -30,6 +30,18 @@ pub enum ExpertLayout {
     Split,
 }
 
+/// How an output is divided into files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Split {
+    /// Not at all.
+    #[default]
+    None,
+    /// A part ends before its data exceeds so many bytes.
+    MaxBytes(u64),
+    /// As the input is, if it is a GGUF file in parts.
+    AsInput,
+}
+
 /// A type that weights pass through before they are quantized.
 ///
 /// llama.cpp's way has two steps, a converter that writes 16-bit floats and a quantizer that reads them. For
@@ -63,6 +75,8 @@ pub struct Options {
     pub keep_types: bool,
     /// Whether quantized weights may be quantized again.
     pub allow_requantize: bool,
+    /// Into which parts an output is divided.
+    pub split: Split,
 }
 
 /// Which row of the source becomes which row of the output.
@@ -258,7 +272,10 @@ impl Plan {
 
         let mut tensors: Vec<PlannedTensor> = Vec::new();
         let mut place_of: HashMap<TensorId, usize> = HashMap::new();
-        for id in file_order(input.origin(), &self.steps, file_type, options.expert_layout) {
+        let mut order = file_order(input.origin(), &self.steps, file_type, options.expert_layout);
+        let input_parts = (options.split == Split::AsInput && input.origin() == Origin::Gguf)
+            .then(|| order_by_part(&self.steps, options.expert_layout, &mut order));
+        for id in order {
             let name = id.name();
             let ne = id.ne(hparams);
             let ty = kept.get(&id).copied().unwrap_or_else(|| recipe.tensor_type(&id, &ne));
@@ -274,7 +291,12 @@ impl Plan {
         let specs: Vec<TensorSpec> =
             tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
         let alignment = metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT);
-        let layout = Layout::new(&metadata, &specs, alignment)?;
+        let parts = match (options.split, input_parts) {
+            (Split::MaxBytes(max), _) => gguf::parts_of_size(&specs, max),
+            (_, Some(parts)) => parts,
+            _ => vec![0; specs.len()],
+        };
+        let layout = Layout::in_parts(&metadata, &specs, alignment, &parts)?;
         for (i, tensor) in tensors.iter_mut().enumerate() {
             let range = layout.tensor_range(i);
             tensor.size_bytes = range.end - range.start;
@@ -435,6 +457,29 @@ fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
         (ExpertLayout::Stacked, Some(_), Some(role)) => TensorId { role, expert: None, ..*id },
         _ => *id,
     }
+}
+
+/// Sorts output tensors by their place in the input's parts and returns the part of each; parts are counted without those
+/// that have no tensors. A tensor of several sources goes where the first of them is.
+fn order_by_part(steps: &[Step], layout: ExpertLayout, order: &mut [TensorId]) -> Vec<usize> {
+    let mut places: HashMap<TensorId, (usize, u64)> = HashMap::new();
+    for step in steps {
+        if let Source::Weight(weight) = &step.source {
+            let place = (weight.shard, weight.offset);
+            let known = places.entry(target(&step.id, layout)).or_insert(place);
+            *known = (*known).min(place);
+        }
+    }
+    order.sort_by_key(|id| places.get(id).copied().unwrap_or_default());
+    let mut parts = Vec::new();
+    let (mut part, mut last) = (0, None);
+    for id in order.iter() {
+        let shard = places.get(id).map_or(0, |place| place.0);
+        part += usize::from(last.is_some_and(|last| last != shard));
+        last = Some(shard);
+        parts.push(part);
+    }
+    parts
 }
 
 /// The output tensors in file order.
