@@ -15,5 +15,6 @@ mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod readme;
+mod resume;
 mod support;
 mod tidy;

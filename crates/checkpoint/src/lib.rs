@@ -203,4 +203,17 @@ impl Checkpoint {
             source,
         })
     }
+
+    /// Tells the system that this part of a weight will be read soon. Advice only.
+    pub fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fadvise(
+            &self.shards[weight.shard].1,
+            weight.offset + offset,
+            std::num::NonZeroU64::new(len),
+            rustix::fs::Advice::WillNeed,
+        );
+        #[cfg(not(target_os = "linux"))]
+        let _ = (weight, offset, len);
+    }
 }

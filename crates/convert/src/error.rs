@@ -103,6 +103,22 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The file that notes how far a run has come cannot be used.
+    #[error("{}: cannot {action}: {source}", file.display())]
+    Journal {
+        /// The file.
+        file: PathBuf,
+        /// What was attempted.
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Somebody else is writing the same output.
+    #[error("{}: output: found another run at work on it, expected none", path.display())]
+    Busy {
+        /// The output.
+        path: PathBuf,
+    },
     /// A GGUF file has tensors that no part of a Llama or Mixtral uses.
     #[error("{}: {n} unknown tensors: found {names}, expected only those of a Llama or Mixtral", file.display())]
     UnknownTensors {

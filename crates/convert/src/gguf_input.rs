@@ -236,6 +236,18 @@ impl Input for GgufModel {
         read_exact_at(file, buf, weight.offset + offset)
             .map_err(|source| Error::Read { file: self.gguf.parts()[weight.shard].clone(), source })
     }
+
+    fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
+        read_soon(&self.files[weight.shard], weight.offset + offset, len);
+    }
+}
+
+/// Asks the system to read part of a file before it is needed.
+fn read_soon(file: &File, offset: u64, len: u64) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, offset, len);
 }
 
 #[cfg(unix)]

@@ -59,6 +59,11 @@ pub trait Input: Sync {
     /// # Errors
     /// The file cannot be read that far, as when it was truncated meanwhile.
     fn read(&self, weight: &Weight, offset: u64, buf: &mut [u8]) -> Result<(), Error>;
+
+    /// Tells the system that this part of a weight will be read soon. Advice only.
+    fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
+        let _ = (weight, offset, len);
+    }
 }
 
 impl Input for Checkpoint {
@@ -104,5 +109,9 @@ impl Input for Checkpoint {
 
     fn read(&self, weight: &Weight, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         Ok(self.read(weight, offset, buf)?)
+    }
+
+    fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
+        self.read_soon(weight, offset, len);
     }
 }

@@ -16,16 +16,19 @@ mod execute;
 mod gguf_input;
 mod importance;
 mod input;
+mod journal;
 mod metadata;
 mod plan;
 mod recipe;
 
 pub use error::Error;
-pub use execute::{NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute};
+pub use execute::{
+    NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute, finished_outputs,
+};
 pub use gguf_input::GgufModel;
 pub use importance::Importance;
 pub use input::{Input, Origin};
 pub use plan::{
-    Destination, ExpertLayout, Options, OutputPlan, Plan, PlannedTensor, RowOrder, Source, Step, Via,
+    Destination, ExpertLayout, Options, OutputPlan, Plan, PlannedTensor, RowOrder, Source, Split, Step, Via,
 };
 pub use recipe::{ExpertTypes, Recipe, RuleError, Rules, TypeRule, Untyped, tensor_type};

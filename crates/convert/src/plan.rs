@@ -32,6 +32,18 @@ pub enum ExpertLayout {
     Split,
 }
 
+/// How an output is divided into files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Split {
+    /// Not at all.
+    #[default]
+    None,
+    /// A part ends before its data exceeds so many bytes.
+    MaxBytes(u64),
+    /// As the input is, if it is a GGUF file in parts.
+    AsInput,
+}
+
 /// A type that weights pass through before they are quantized.
 ///
 /// llama.cpp's way has two steps, a converter that writes 16-bit floats and a quantizer that reads them. For
@@ -71,6 +83,8 @@ pub struct Options {
     pub keep_types: bool,
     /// Whether quantized weights may be quantized again.
     pub allow_requantize: bool,
+    /// Into which parts an output is divided.
+    pub split: Split,
 }
 
 /// Which row of the source becomes which row of the output.
@@ -273,7 +287,10 @@ impl Plan {
         let rules = &options.rules;
         let recipe = Recipe { file_type, hparams, tied, has_importance: options.importance.is_some(), rules };
 
-        let untyped = self.untyped(input.origin(), file_type, options.expert_layout, hparams);
+        let mut order = file_order(input.origin(), &self.steps, file_type, options.expert_layout);
+        let input_parts = (options.split == Split::AsInput && input.origin() == Origin::Gguf)
+            .then(|| order_by_part(&self.steps, options.expert_layout, &mut order));
+        let untyped = self.untyped(order, options.expert_layout, hparams);
         let mut types = recipe.types(&untyped);
         for (tensor, ty) in untyped.iter().zip(&mut types) {
             *ty = kept.get(&tensor.id).copied().unwrap_or(*ty);
@@ -297,7 +314,12 @@ impl Plan {
         let specs: Vec<TensorSpec> =
             tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
         let alignment = metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT);
-        let layout = Layout::new(&metadata, &specs, alignment)?;
+        let parts = match (options.split, input_parts) {
+            (Split::MaxBytes(max), _) => gguf::parts_of_size(&specs, max),
+            (_, Some(parts)) => parts,
+            _ => vec![0; specs.len()],
+        };
+        let layout = Layout::in_parts(&metadata, &specs, alignment, &parts)?;
         for (i, tensor) in tensors.iter_mut().enumerate() {
             let range = layout.tensor_range(i);
             tensor.size_bytes = range.end - range.start;
@@ -363,14 +385,8 @@ impl Plan {
         Ok(())
     }
 
-    /// The tensors of an output in file order.
-    fn untyped(
-        &self,
-        origin: Origin,
-        file_type: FileType,
-        layout: ExpertLayout,
-        hparams: &HyperParams,
-    ) -> Vec<Untyped> {
+    /// The tensors of an output, in file order, as the recipe wants to see them.
+    fn untyped(&self, order: Vec<TensorId>, layout: ExpertLayout, hparams: &HyperParams) -> Vec<Untyped> {
         let mut kept: HashMap<TensorId, TensorType> = HashMap::new();
         for step in &self.steps {
             if let Source::Weight(weight) = &step.source {
@@ -381,7 +397,7 @@ impl Plan {
             let kept = kept.get(&id).copied().unwrap_or(TensorType::F32);
             Untyped { id, ne: id.ne(hparams), kept }
         };
-        file_order(origin, &self.steps, file_type, layout).into_iter().map(untyped).collect()
+        order.into_iter().map(untyped).collect()
     }
 
     /// Checks that the types chosen for tensors can be made of what there is.
@@ -548,6 +564,29 @@ fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
         (ExpertLayout::Stacked, Some(_), Some(role)) => TensorId { role, expert: None, ..*id },
         _ => *id,
     }
+}
+
+/// Sorts output tensors by their place in the input's parts and returns the part of each; parts are counted without those
+/// that have no tensors. A tensor of several sources goes where the first of them is.
+fn order_by_part(steps: &[Step], layout: ExpertLayout, order: &mut [TensorId]) -> Vec<usize> {
+    let mut places: HashMap<TensorId, (usize, u64)> = HashMap::new();
+    for step in steps {
+        if let Source::Weight(weight) = &step.source {
+            let place = (weight.shard, weight.offset);
+            let known = places.entry(target(&step.id, layout)).or_insert(place);
+            *known = (*known).min(place);
+        }
+    }
+    order.sort_by_key(|id| places.get(id).copied().unwrap_or_default());
+    let mut parts = Vec::new();
+    let (mut part, mut last) = (0, None);
+    for id in order.iter() {
+        let shard = places.get(id).map_or(0, |place| place.0);
+        part += usize::from(last.is_some_and(|last| last != shard));
+        last = Some(shard);
+        parts.push(part);
+    }
+    parts
 }
 
 /// The output tensors in file order.

@@ -28,7 +28,7 @@ fn convert(
     let plan = Plan::new(&checkpoint, options)?;
     let paths: Vec<PathBuf> =
         plan.outputs.iter().map(|o| folder.join(format!("{}.gguf", o.file_type))).collect();
-    let how = ExecuteOptions { threads: 2, overwrite: Overwrite::Refuse, allow_non_finite };
+    let how = ExecuteOptions { threads: 2, overwrite: Overwrite::Refuse, allow_non_finite, resume: false };
     execute(&checkpoint, &plan, &paths, &how, &NoProgress)?;
     Ok(paths)
 }
@@ -164,6 +164,6 @@ fn no_file_type_or_too_few_paths_are_errors() {
     let checkpoint = Checkpoint::open(tiny_moe()).unwrap();
     assert!(matches!(Plan::new(&checkpoint, &Options::default()), Err(Error::Outputs { found: 0, .. })));
     let plan = Plan::new(&checkpoint, &options(&[FileType::Q8_0], ExpertLayout::Stacked)).unwrap();
-    let how = ExecuteOptions { threads: 1, overwrite: Overwrite::Refuse, allow_non_finite: false };
+    let how = ExecuteOptions { threads: 1, ..Default::default() };
     assert!(matches!(execute(&checkpoint, &plan, &[], &how, &NoProgress), Err(Error::Outputs { .. })));
 }

@@ -135,6 +135,19 @@ pub struct Args {
     #[arg(skip)]
     pub type_rules: Vec<TypeRules>,
 
+    /// Divide each output into parts of at most this size (300M, 4G), each a file of its own.
+    #[arg(long, value_name = "SIZE", value_parser = split_size, conflicts_with = "keep_split")]
+    pub split_max_size: Option<u64>,
+
+    /// Divide each output into the parts that the input, a GGUF file, has.
+    #[arg(long)]
+    pub keep_split: bool,
+
+    /// Go on where an interrupted run with the same input and options came to; leave the unfinished files (hidden, beside
+    /// the output) when this one is interrupted or fails.
+    #[arg(long)]
+    pub resume: bool,
+
     /// Number of threads [default: one per core].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -162,6 +175,16 @@ pub struct Args {
     /// Print errors only.
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// Bytes of a size with a unit, as llama-gguf-split takes it: powers of ten.
+fn split_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 1_000_000_000),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(""), 1_000_000),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "expected a whole number of M or G, such as 300M or 4G".to_owned())
 }
 
 /// How experts are stored.

@@ -81,11 +81,17 @@ impl Config {
                 overrides,
                 keep_types,
                 allow_requantize: args.allow_requantize,
+                split: match args.split_max_size {
+                    Some(max) => convert::Split::MaxBytes(max),
+                    None if args.keep_split => convert::Split::AsInput,
+                    None => convert::Split::None,
+                },
             },
             execute: convert::ExecuteOptions {
                 threads: args.threads.map_or(0, usize::from),
                 overwrite,
                 allow_non_finite: args.allow_non_finite,
+                resume: args.resume,
             },
         })
     }

@@ -48,7 +48,8 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     if config.dry_run {
         return print(&report::plan(&plan, &paths, &rooms));
     }
-    output::check(&config, input.as_ref(), &paths)?;
+    let finished = convert::finished_outputs(input.as_ref(), &plan, &paths, &config.execute);
+    output::check(&config, input.as_ref(), &plan, &paths, &finished)?;
     output::check_room(&rooms)?;
     if config.verbose {
         eprint!("{}", report::plan(&plan, &paths, &rooms));

@@ -105,9 +105,17 @@ fn file_name_part(name: &str) -> String {
     if out.is_empty() { "model".to_owned() } else { out.to_owned() }
 }
 
-/// Checks that nothing is in the way of the outputs.
-pub fn check(config: &Config, input: &dyn Input, paths: &[PathBuf]) -> Result<(), anyhow::Error> {
-    for path in paths {
+/// Checks that nothing is in the way of the outputs, but for those that are `finished` already.
+pub fn check(
+    config: &Config,
+    input: &dyn Input,
+    plan: &Plan,
+    paths: &[PathBuf],
+    finished: &[usize],
+) -> Result<(), anyhow::Error> {
+    let unfinished = plan.outputs.iter().zip(paths).enumerate().filter(|(i, _)| !finished.contains(i));
+    let files = unfinished.flat_map(|(_, (output, path))| output.layout.file_names(path));
+    for path in &files.collect::<Vec<_>>() {
         let parent = parent_of(path);
         let meta = parent.metadata().with_context(|| format!("{}: output directory", parent.display()))?;
         if !meta.is_dir() {
@@ -174,7 +182,10 @@ pub fn rooms(plan: &Plan, paths: &[PathBuf]) -> Result<Vec<Room>, anyhow::Error>
     for (output, path) in plan.outputs.iter().zip(paths) {
         let dir = parent_of(path);
         let Ok(meta) = dir.metadata() else { continue };
-        let needed = output.layout.total_size();
+        // What an interrupted run left is used again, or makes room.
+        let left = gguf::Writer::resumable_files(path, &output.layout);
+        let held: u64 = left.iter().filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum();
+        let needed = output.layout.total_size().saturating_sub(held);
         if let Some((_, room)) = rooms.iter_mut().find(|(dev, _)| *dev == meta.dev()) {
             room.needed += needed;
             continue;

@@ -43,7 +43,10 @@ pub fn plan(plan: &Plan, paths: &[PathBuf], rooms: &[Room]) -> String {
 pub fn summary(plan: &Plan, summary: &Summary) -> String {
     let mut text = String::new();
     for (output, written) in plan.outputs.iter().zip(&summary.outputs) {
-        let _ = writeln!(text, "{}: {}", shown(&written.path), totals(output));
+        let parts = written.files.len();
+        let first = shown(written.files.first().unwrap_or(&written.path));
+        let others = if parts > 1 { format!(" and {} more", parts - 1) } else { String::new() };
+        let _ = writeln!(text, "{first}{others}: {}", totals(output));
     }
     let seconds = summary.elapsed.as_secs_f64();
     let speed = size::bytes((summary.input_bytes as f64 / seconds.max(1e-9)) as u64);

@@ -27,8 +27,7 @@ pub fn tiny_moe(file_type: &str, layout: ExpertLayout) -> Fixture {
     let options =
         convert::Options { file_types: vec![file_type], expert_layout: layout, ..Default::default() };
     let plan = Plan::new(&checkpoint, &options).expect("a plan");
-    let execute =
-        convert::ExecuteOptions { threads: 1, overwrite: Overwrite::Refuse, allow_non_finite: false };
+    let execute = convert::ExecuteOptions { threads: 1, ..Default::default() };
     convert::execute(&checkpoint, &plan, std::slice::from_ref(&path), &execute, &NoProgress)
         .expect("converted");
     Fixture { _dir: dir, path }
