@@ -127,50 +127,58 @@ impl Writer {
         let total = self.layout.total_size();
         self.file.set_len(total).map_err(Error::io(&self.target, "set the size of"))?;
         self.file.sync_all().map_err(Error::io(&self.target, "make durable"))?;
-        match self.overwrite {
-            Overwrite::Replace => self.rename()?,
-            Overwrite::Refuse => self.name_anew()?,
-        }
+        give_name(&self.temporary, &self.target, self.overwrite)?;
         sync_directory(directory_of(&self.target))?;
         Ok(total)
-    }
-
-    fn rename(&self) -> Result<(), Error> {
-        check_target(&self.target, self.overwrite)?;
-        fs::rename(&self.temporary, &self.target)
-            .map_err(Error::io(&self.target, "rename the finished file to"))
-    }
-
-    /// Gives the file its name only if nobody has taken it: a hard link fails where a rename would replace.
-    fn name_anew(&self) -> Result<(), Error> {
-        match fs::hard_link(&self.temporary, &self.target) {
-            Ok(()) => fs::remove_file(&self.temporary)
-                .map_err(Error::io(&self.temporary, "remove the temporary name")),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(Error::Exists { path: self.target.clone() })
-            }
-            // A file system without hard links.
-            Err(_) => self.rename(),
-        }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        partial_files().retain(|(path, _)| *path != self.temporary);
-        // Gone already after a rename; otherwise there is nobody to tell.
-        let _ = fs::remove_file(&self.temporary);
+        discard(&self.temporary);
     }
 }
 
-fn directory_of(path: &Path) -> &Path {
+/// Forgets a temporary file and removes it, if it has not got its name yet.
+pub(crate) fn discard(temporary: &Path) {
+    partial_files().retain(|(path, _)| path != temporary);
+    // Gone already after a rename; otherwise there is nobody to tell.
+    let _ = fs::remove_file(temporary);
+}
+
+/// Gives a complete temporary file its name.
+pub(crate) fn give_name(temporary: &Path, target: &Path, overwrite: Overwrite) -> Result<(), Error> {
+    match overwrite {
+        Overwrite::Replace => rename(temporary, target, overwrite),
+        Overwrite::Refuse => name_anew(temporary, target),
+    }
+}
+
+fn rename(temporary: &Path, target: &Path, overwrite: Overwrite) -> Result<(), Error> {
+    check_target(target, overwrite)?;
+    fs::rename(temporary, target).map_err(Error::io(target, "rename the finished file to"))
+}
+
+/// Gives the file its name only if nobody has taken it: a hard link fails where a rename would replace.
+fn name_anew(temporary: &Path, target: &Path) -> Result<(), Error> {
+    match fs::hard_link(temporary, target) {
+        Ok(()) => fs::remove_file(temporary).map_err(Error::io(temporary, "remove the temporary name")),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(Error::Exists { path: target.to_path_buf() })
+        }
+        // A file system without hard links.
+        Err(_) => rename(temporary, target, Overwrite::Refuse),
+    }
+}
+
+pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
 
-fn sync_directory(directory: &Path) -> Result<(), Error> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), Error> {
     // Other systems neither need this nor open directories as files.
     if cfg!(unix) {
         let synced = File::open(directory).and_then(|opened| opened.sync_all());
@@ -179,7 +187,7 @@ fn sync_directory(directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
+pub(crate) fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
     let not_a_file = |found| Error::NotAFile { path: target.to_path_buf(), found };
     if target.as_os_str().as_encoded_bytes().last().is_none_or(|last| std::path::is_separator(*last as char))
     {
@@ -200,7 +208,7 @@ fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
 const MAX_STEM: usize = 200;
 
 /// A new hidden file beside `target`, whose name says that it is partial and whose it is.
-fn create_temporary(target: &Path) -> Result<(PathBuf, File), Error> {
+pub(crate) fn create_temporary(target: &Path) -> Result<(PathBuf, File), Error> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let stem_end = (0..=name.len().min(MAX_STEM)).rfind(|end| name.is_char_boundary(*end)).unwrap_or(0);
