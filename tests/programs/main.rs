@@ -13,6 +13,7 @@ mod faults_system;
 mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;
+mod measure;
 mod readme;
 mod support;
 mod tidy;

@@ -228,6 +228,14 @@ impl Session {
         &self.logits[index * n_vocab..(index + 1) * n_vocab]
     }
 
+    /// Logits of the first `n` of these tokens, one after the other.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn all_logits(&self, n: usize) -> &[f32] {
+        &self.logits[..n * self.n_vocab()]
+    }
+
     /// How many tokens' logits the last call gave.
     pub fn n_outputs(&self) -> usize {
         self.logits.len() / self.n_vocab()

@@ -17,6 +17,7 @@ pub fn watch() -> Result<(), anyhow::Error> {
     ctrlc::set_handler(|| {
         let stopped = stoppable().as_ref().is_some_and(|flag| !flag.swap(true, Ordering::Relaxed));
         if !stopped {
+            gguf::discard_partial_files();
             // Another thread may be inside ggml.
             ggml::exit_at_once(i32::from(exit::INTERRUPTED));
         }

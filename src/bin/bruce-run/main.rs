@@ -1,11 +1,15 @@
 //! bruce-run: a GGUF file goes in, words come out; and what else one wants to know about such a file.
 
 mod bench;
+mod chunks;
 mod cli;
 mod devices;
 mod generate;
 mod inspect;
 mod interrupt;
+mod kl_divergence;
+mod logits_file;
+mod parallel;
 mod perplexity;
 mod tokenize;
 
@@ -52,6 +56,7 @@ fn run(command: &Command) -> Result<Ended, anyhow::Error> {
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Bench(args) => bench::run(args)?,
         Command::Perplexity(args) => perplexity::run(args)?,
+        Command::KlDivergence(args) => kl_divergence::run(args)?,
         Command::Devices(args) => devices::run(args)?,
     }
     Ok(Ended::Done)

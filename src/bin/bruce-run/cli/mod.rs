@@ -6,7 +6,7 @@ pub mod sampling;
 mod spelling;
 pub mod values;
 
-use crate::{bench, devices, generate, inspect, perplexity, tokenize};
+use crate::{bench, devices, generate, inspect, kl_divergence, perplexity, tokenize};
 use bruce::exit::{self, UsageError, with_hint};
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
@@ -65,6 +65,8 @@ pub enum Command {
     Bench(Box<bench::Args>),
     /// Measure how well a model predicts a text, as llama-perplexity does
     Perplexity(Box<perplexity::Args>),
+    /// Measure how far a model's predictions are from another's
+    KlDivergence(Box<kl_divergence::Args>),
     /// List the devices that models can run on
     Devices(devices::Args),
 }
