@@ -5,6 +5,7 @@
 
 use quants::TensorType;
 
+use crate::block;
 use crate::plan::RowOrder;
 
 /// Elements of a strip; 128 KiB of F32.
@@ -24,6 +25,8 @@ pub(crate) struct Chunk<'a> {
     pub row_order: RowOrder,
     /// What values pass through before they are quantized.
     pub via: Option<TensorType>,
+    /// How much each column counts, if that is known.
+    pub importance: Option<&'a [f32]>,
 }
 
 /// An element that cannot be written, by row (in the order of the source) and column within the chunk.
@@ -79,7 +82,8 @@ impl Chunk<'_> {
                 let start = out.len();
                 let n_blocks = scratch.strip.len() / ty.block_len();
                 out.resize(start + n_blocks * ty.block_bytes(), 0);
-                quants::quantize(*ty, &scratch.strip, &mut out[start..])?;
+                block::quantize(*ty, &scratch.strip, self.cols, self.importance, &mut out[start..])
+                    .map_err(|failure| self.blame(*ty, failure, rows.start))?;
                 if check {
                     self.check_held(*ty, &out[start..], rows.start, scratch)?;
                 }
@@ -115,6 +119,20 @@ impl Chunk<'_> {
         Ok(())
     }
 
+    /// The failure of a strip that begins with this row, with the weight's place in the source.
+    fn blame(&self, ty: TensorType, failure: block::Failure, first_row: usize) -> Failure {
+        let (index, value) = match failure {
+            block::Failure::Weight { index, value } => (index, value),
+            block::Failure::Quants(error) => return Failure::Quants(error),
+        };
+        let row = self.row_order.source_row((first_row + index / self.cols) as u64) as usize;
+        let col = index % self.cols;
+        Failure::Bad(match value.is_finite() {
+            true => Bad::TooLarge { row, col, value, ty },
+            false => Bad::NonFinite { row, col, value },
+        })
+    }
+
     /// Checks that blocks made of large values decode to finite ones.
     ///
     /// F16 ends at 65504, and so do the scales of quantized blocks; smaller values need no look.
@@ -133,7 +151,7 @@ impl Chunk<'_> {
         }
         let Scratch { strip, again, .. } = scratch;
         again.resize(strip.len(), 0.0);
-        quants::dequantize(ty, blocks, again)?;
+        block::dequantize(ty, blocks, again)?;
         let Some(bad) = again.iter().position(|x| !x.is_finite()) else { return Ok(()) };
         // The block's largest value is to blame, wherever in the block the first bad one stands.
         let block = bad / ty.block_len() * ty.block_len();
@@ -193,7 +211,15 @@ mod tests {
     }
 
     fn chunk(bytes: &[u8], rows: usize, cols: usize) -> Chunk<'_> {
-        Chunk { bytes, dtype: TensorType::F32, rows, cols, row_order: RowOrder::AsIs, via: None }
+        Chunk {
+            bytes,
+            dtype: TensorType::F32,
+            rows,
+            cols,
+            row_order: RowOrder::AsIs,
+            via: None,
+            importance: None,
+        }
     }
 
     fn convert(chunk: &Chunk<'_>, ty: TensorType, check: bool) -> Result<Vec<u8>, Bad> {

@@ -12,6 +12,32 @@ pub enum Error {
     /// The output cannot be laid out or written.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
+    /// The importances can't be read.
+    #[error(transparent)]
+    Imatrix(#[from] imatrix::Error),
+    /// Importances that do not fit the model.
+    #[error("{}: {what}: found {found}, expected {expected}", file.display())]
+    Importance {
+        /// The file they come from.
+        file: PathBuf,
+        /// The tensor.
+        what: String,
+        /// What is there.
+        found: String,
+        /// What the model asks for.
+        expected: String,
+    },
+    /// A type that makes garbage, or can't be made, without importances.
+    #[error("{tensor}: found type {ty} without importances, expected an importance matrix for it")]
+    NeedsImportance {
+        /// The output tensor.
+        tensor: String,
+        /// The type.
+        ty: &'static str,
+    },
+    /// A rule about types does not fit the model.
+    #[error(transparent)]
+    Rule(#[from] crate::recipe::RuleError),
     /// A weight is not a number a model can compute with.
     #[error("{}: tensor {tensor} [{row}, {col}]: found {value}, expected a finite number", file.display())]
     NonFinite {

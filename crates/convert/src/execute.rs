@@ -251,6 +251,7 @@ impl Work<'_> {
             cols: step.cols as usize,
             row_order: step.row_order,
             via: step.via,
+            importance: step.importance.as_deref(),
         };
         let types: Vec<TensorType> = step.destinations.iter().map(|d| d.ty).collect();
         outs.iter_mut().for_each(Vec::clear);

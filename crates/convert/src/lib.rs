@@ -9,16 +9,19 @@
 //! Two things happen to a weight on its way: rows of query and key projections change places (checkpoints keep
 //! the rotary halves apart, GGUF interleaves them), and values are rounded to the type the [`Recipe`] chose.
 
+mod block;
 mod chunk;
 mod error;
 mod execute;
+mod importance;
 mod metadata;
 mod plan;
 mod recipe;
 
 pub use error::Error;
 pub use execute::{NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute};
+pub use importance::Importance;
 pub use plan::{
     Destination, ExpertLayout, Options, OutputPlan, Plan, PlannedTensor, RowOrder, Source, Step, Via,
 };
-pub use recipe::{Recipe, file_types};
+pub use recipe::{ExpertTypes, Recipe, RuleError, Rules, TypeRule, Untyped, tensor_type};

@@ -38,6 +38,12 @@ pub(crate) fn for_output(
     add_vocabulary(&mut metadata, checkpoint.vocabulary());
     metadata.insert(keys::GENERAL_QUANTIZATION_VERSION, QUANTIZATION_VERSION);
     metadata.insert(keys::GENERAL_FILE_TYPE, file_type.id());
+    for (key, value) in &options.overrides {
+        metadata.insert(key, value.clone());
+    }
+    if let Some(importance) = &options.importance {
+        importance.write_metadata(&mut metadata);
+    }
     metadata
 }
 

@@ -8,15 +8,17 @@
 //! shards and, within one, of source names; experts where their last part appears, gate, down, up), quantized files
 //! follow llama-quantize (by layer, then by name).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use checkpoint::{Checkpoint, Weight};
-use gguf::{Layout, Metadata, TensorSpec};
-use model_spec::{FileType, TensorId, TensorKind, TensorRole};
+use gguf::{Layout, Metadata, TensorSpec, Value};
+use model_spec::{FileType, HyperParams, TensorId, TensorKind, TensorRole};
 use quants::TensorType;
 
-use crate::recipe::{self, Recipe};
-use crate::{Error, metadata};
+use crate::importance::Importance;
+use crate::recipe::{self, Recipe, RuleError, Rules, Untyped};
+use crate::{Error, block, metadata};
 
 /// How the experts of a layer are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +58,12 @@ pub struct Options {
     pub name: Option<String>,
     /// `general.quantized_by`.
     pub quantized_by: Option<String>,
+    /// What the user asks for about types.
+    pub rules: Rules,
+    /// How much each column of a weight counts.
+    pub importance: Option<Importance>,
+    /// Metadata to set, whatever the checkpoint says.
+    pub overrides: Vec<(String, Value)>,
 }
 
 /// Which row of the source becomes which row of the output.
@@ -193,6 +201,8 @@ pub struct Step {
     /// Whether a NaN or infinity is an error even where others are let through: one in a norm or router
     /// spoils every token.
     pub must_be_finite: bool,
+    /// How much each column counts, if that is known.
+    pub importance: Option<Arc<[f32]>>,
     /// Where the rows go; one per output.
     pub destinations: Vec<Destination>,
 }
@@ -206,6 +216,8 @@ pub struct Plan {
     pub outputs: Vec<OutputPlan>,
     /// What fills them, in the order of reading.
     pub steps: Vec<Step>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
 }
 
 impl Plan {
@@ -219,7 +231,12 @@ impl Plan {
             return Err(Error::Outputs { found: 0, expected: "at least one file type".to_owned() });
         }
         let steps = steps(checkpoint, options.via)?;
-        let mut plan = Plan { name: metadata::name(checkpoint, options), outputs: Vec::new(), steps };
+        let name = metadata::name(checkpoint, options);
+        let mut plan = Plan { name, outputs: Vec::new(), steps, warnings: Vec::new() };
+        if let Some(importance) = &options.importance {
+            plan.weigh(importance, checkpoint.hparams())?;
+        }
+        plan.check_rules(&options.rules, options.expert_layout, checkpoint.hparams())?;
         for &file_type in &options.file_types {
             plan.add_output(checkpoint, file_type, options)?;
         }
@@ -244,20 +261,17 @@ impl Plan {
     ) -> Result<(), Error> {
         let hparams = checkpoint.hparams();
         let tied = checkpoint.weight(&TensorId::global(TensorRole::Output)).is_none();
-        let recipe = Recipe::new(file_type, hparams, tied);
+        let rules = &options.rules;
+        let recipe = Recipe { file_type, hparams, tied, has_importance: options.importance.is_some(), rules };
 
+        let untyped = self.untyped(file_type, options.expert_layout, hparams);
+        let types = recipe.types(&untyped);
+        self.check_types(&untyped, &types, file_type, options.expert_layout)?;
         let mut tensors: Vec<PlannedTensor> = Vec::new();
         let mut place_of: HashMap<TensorId, usize> = HashMap::new();
-        for id in file_order(&self.steps, file_type, options.expert_layout) {
-            let name = id.name();
-            let ne = id.ne(hparams);
-            let ty = recipe.tensor_type(&id, &ne);
-            if !quants::can_quantize(ty) {
-                let (ty, file_type) = (ty.name(), file_type.name());
-                return Err(Error::CannotQuantize { tensor: name, ty, file_type });
-            }
+        for (Untyped { id, ne, .. }, ty) in untyped.into_iter().zip(types) {
             place_of.insert(id, tensors.len());
-            tensors.push(PlannedTensor { id, name, ne, ty, size_bytes: 0, sources: Vec::new() });
+            tensors.push(PlannedTensor { id, name: id.name(), ne, ty, size_bytes: 0, sources: Vec::new() });
         }
 
         let metadata = metadata::for_output(checkpoint, file_type, &self.name, options);
@@ -284,6 +298,89 @@ impl Plan {
             step.destinations.push(Destination { output, tensor, offset, ty: planned.ty });
         }
         self.outputs.push(OutputPlan { file_type, metadata, tensors, layout });
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Checks that rules fit the model.
+    fn check_rules(
+        &mut self,
+        rules: &Rules,
+        layout: ExpertLayout,
+        hparams: &HyperParams,
+    ) -> Result<(), Error> {
+        if let Some(table) = &rules.expert_types {
+            table.check(hparams)?;
+            if layout == ExpertLayout::Stacked {
+                return Err(RuleError::new(
+                    "types by expert",
+                    "all experts of a layer in one tensor, which has one type",
+                    "the expert layout split",
+                )
+                .into());
+            }
+        }
+        let ids: HashSet<TensorId> = self.steps.iter().map(|step| target(&step.id, layout)).collect();
+        for rule in rules.unused(ids.into_iter()) {
+            self.warnings.push(format!("--tensor-type {rule}: fits no tensor"));
+        }
+        Ok(())
+    }
+
+    /// Gives each step its importances.
+    fn weigh(&mut self, importance: &Importance, hparams: &HyperParams) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        for step in &mut self.steps {
+            if recipe::is_quantizable(&step.id, &step.id.ne(hparams)) {
+                step.importance = importance.of(&step.id, hparams)?;
+                if step.importance.is_none() {
+                    missing.push(step.id);
+                }
+            }
+        }
+        self.warnings.extend(importance.warnings(&missing));
+        Ok(())
+    }
+
+    /// The tensors of an output in file order.
+    fn untyped(&self, file_type: FileType, layout: ExpertLayout, hparams: &HyperParams) -> Vec<Untyped> {
+        let mut kept: HashMap<TensorId, TensorType> = HashMap::new();
+        for step in &self.steps {
+            if let Source::Weight(weight) = &step.source {
+                kept.insert(target(&step.id, layout), step.via.unwrap_or(weight.dtype));
+            }
+        }
+        let untyped = |id: TensorId| {
+            let kept = kept.get(&id).copied().unwrap_or(TensorType::F32);
+            Untyped { id, ne: id.ne(hparams), kept }
+        };
+        file_order(&self.steps, file_type, layout).into_iter().map(untyped).collect()
+    }
+
+    /// Checks that the types chosen for tensors can be made of what there is.
+    fn check_types(
+        &self,
+        tensors: &[Untyped],
+        types: &[TensorType],
+        file_type: FileType,
+        layout: ExpertLayout,
+    ) -> Result<(), Error> {
+        let without: HashSet<TensorId> = self
+            .steps
+            .iter()
+            .filter(|step| step.importance.is_none())
+            .map(|step| target(&step.id, layout))
+            .collect();
+        for (Untyped { id, .. }, ty) in tensors.iter().zip(types) {
+            if !block::can_quantize(*ty) {
+                let (tensor, ty, file_type) = (id.name(), ty.name(), file_type.name());
+                return Err(Error::CannotQuantize { tensor, ty, file_type });
+            }
+            if recipe::requires_importance(id, *ty, file_type) && without.contains(id) {
+                return Err(Error::NeedsImportance { tensor: id.name(), ty: ty.name() });
+            }
+        }
         Ok(())
     }
 }
@@ -323,6 +420,7 @@ fn steps(checkpoint: &Checkpoint, via: Via) -> Result<Vec<Step>, Error> {
             row_order: RowOrder::AsIs,
             via: None,
             must_be_finite: true,
+            importance: None,
             destinations: Vec::new(),
         });
     }
@@ -357,6 +455,7 @@ fn steps(checkpoint: &Checkpoint, via: Via) -> Result<Vec<Step>, Error> {
             row_order,
             via,
             must_be_finite: id.role.is_norm() || id.role == TensorRole::FfnGateInp,
+            importance: None,
             destinations: Vec::new(),
         });
     }

@@ -43,6 +43,22 @@ pub enum Error {
         /// The features that are missing.
         missing: String,
     },
+    /// A weight that can't be quantized.
+    #[error("weight {index}: found {value}, expected a finite number up to 65504")]
+    Weight {
+        /// Its position among the weights given.
+        index: usize,
+        /// The weight.
+        value: f32,
+    },
+    /// An importance that weights can't be quantized by.
+    #[error("importance of column {column}: found {value}, expected 0 to 1e18")]
+    Importance {
+        /// The column.
+        column: usize,
+        /// The importance.
+        value: f32,
+    },
     /// No device can run models.
     #[error("no CPU backend was found: {searched}")]
     NoCpuBackend {

@@ -16,6 +16,7 @@ mod cpu;
 mod error;
 mod exit;
 mod graph;
+pub mod quantize;
 mod sched;
 pub mod stand_in;
 mod tensor;

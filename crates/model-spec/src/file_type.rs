@@ -44,6 +44,8 @@ pub enum FileType {
     TQ1_0 = 36,
     TQ2_0 = 37,
     MXFP4_MOE = 38,
+    Q1_0 = 40,
+    Q2_0 = 41,
 }
 
 /// Every file type with its name and the type most of its tensors have, in the order of their numbers.
@@ -81,6 +83,8 @@ const TABLE: &[(FileType, &str, TensorType)] = &[
     (FileType::TQ1_0, "TQ1_0", TensorType::TQ1_0),
     (FileType::TQ2_0, "TQ2_0", TensorType::TQ2_0),
     (FileType::MXFP4_MOE, "MXFP4_MOE", TensorType::MXFP4),
+    (FileType::Q1_0, "Q1_0", TensorType::Q1_0),
+    (FileType::Q2_0, "Q2_0", TensorType::Q2_0),
 ];
 
 /// Shorter names that llama-quantize also takes.
@@ -108,10 +112,12 @@ impl FileType {
         self.row().1
     }
 
-    /// The file type of a name in any case; `q4_k` is `Q4_K_M`, as in llama-quantize.
+    /// The file type of a name in any case or of a number; `q4_k` is `Q4_K_M`, and so is `15`, as in llama-quantize.
     pub fn from_name(name: &str) -> Option<Self> {
         let by_name = TABLE.iter().find(|row| row.1.eq_ignore_ascii_case(name)).map(|row| row.0);
-        by_name.or_else(|| ALIASES.iter().find(|a| a.0.eq_ignore_ascii_case(name)).map(|a| a.1))
+        by_name
+            .or_else(|| ALIASES.iter().find(|a| a.0.eq_ignore_ascii_case(name)).map(|a| a.1))
+            .or_else(|| name.parse().ok().and_then(FileType::from_id))
     }
 
     /// The type that most tensors of such a file have.
@@ -140,7 +146,9 @@ mod tests {
         assert_eq!(FileType::from_name("Q5_K"), Some(FileType::Q5_K_M));
         assert_eq!(FileType::from_name("q4_K_s"), Some(FileType::Q4_K_S));
         assert_eq!(FileType::from_name("bf16"), Some(FileType::BF16));
+        assert_eq!(FileType::from_name("15"), Some(FileType::Q4_K_M));
         assert_eq!(FileType::from_name("q4"), None);
+        assert_eq!(FileType::from_name("39"), None);
         assert_eq!(FileType::from_name(""), None);
     }
 

@@ -1,17 +1,14 @@
 //! Which function converts a chunk of weights: checks the lengths once, chooses a kernel once, runs it over all blocks.
 
-use crate::{Error, TensorType, scalar};
+use crate::arch::{self, Chunk};
+use crate::{Error, Level, TensorType, scalar};
 
 /// Converts weights to whole blocks. The lengths match: whoever calls it has checked them.
 pub(crate) type Quantize = fn(&[f32], &mut [u8]);
+/// Converts whole rows of weights to blocks, with an importance for each column. The lengths match.
+pub(crate) type QuantizeWeighted = fn(&[f32], &[f32], &mut [u8]);
 /// Converts whole blocks to weights. The lengths match: whoever calls it has checked them.
 pub(crate) type Dequantize = fn(&[u8], &mut [f32]);
-
-/// The kernel that makes blocks of this type, on this processor. Kernels for an instruction set take precedence here
-/// over the scalar ones; all give the same bytes.
-fn quantizer(ty: TensorType) -> Option<Quantize> {
-    scalar::quantizer(ty)
-}
 
 /// The kernel that reads blocks of this type, on this processor.
 fn dequantizer(ty: TensorType) -> Option<Dequantize> {
@@ -20,7 +17,7 @@ fn dequantizer(ty: TensorType) -> Option<Dequantize> {
 
 /// Whether [`quantize`] makes blocks of this type.
 pub fn can_quantize(ty: TensorType) -> bool {
-    quantizer(ty).is_some()
+    scalar::quantizer(ty).is_some()
 }
 
 /// Whether [`dequantize`] reads blocks of this type.
@@ -28,17 +25,76 @@ pub fn can_dequantize(ty: TensorType) -> bool {
     dequantizer(ty).is_some()
 }
 
-/// Stores the weights `src` as blocks of type `ty` in `dst`: whole blocks, one or many rows of them, every byte of
-/// `dst` written. Floating-point types are rounded to nearest, ties to even.
+/// Stores `weights` as blocks of type `ty` in `blocks`: whole blocks, one or many rows of them, every byte of `blocks`
+/// written. Floating-point types are rounded to nearest, ties to even.
 ///
 /// # Errors
 ///
-/// [`Error::CannotQuantize`] for a type without a quantizer, [`Error::PartialBlock`] where `src` does not fill its last
-/// block, [`Error::Size`] where `dst` is not exactly as long as the blocks.
-pub fn quantize(ty: TensorType, src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
-    let kernel = quantizer(ty).ok_or(Error::CannotQuantize { found: ty })?;
-    check_lengths(ty, src.len(), dst.len())?;
-    kernel(src, dst);
+/// [`Error::CannotQuantize`] for a type without a quantizer, [`Error::PartialBlock`] where `weights` does not fill its
+/// last block, [`Error::Size`] where `blocks` is not exactly as long as the blocks.
+pub fn quantize(ty: TensorType, weights: &[f32], blocks: &mut [u8]) -> Result<(), Error> {
+    quantize_at(Level::detect(), ty, weights, blocks)
+}
+
+/// As [`quantize`], with kernels of no more than this level.
+///
+/// # Errors
+///
+/// As [`quantize`].
+pub fn quantize_at(level: Level, ty: TensorType, weights: &[f32], blocks: &mut [u8]) -> Result<(), Error> {
+    let reference = scalar::quantizer(ty).ok_or(Error::CannotQuantize { found: ty })?;
+    check_lengths(ty, weights.len(), blocks.len())?;
+    let chunk = Chunk { weights, importance: None, blocks };
+    if let Err(chunk) = arch::quantize(level, ty, chunk) {
+        reference(chunk.weights, chunk.blocks);
+    }
+    Ok(())
+}
+
+/// Stores the rows `weights` as blocks of type `ty` in `blocks`, every byte of it, choosing scales and quants so that
+/// errors in columns of large importance become small. `importance` has one number for each column, usually the mean
+/// square of what the column gets multiplied with; its length is the row length. Types whose scales leave nothing to
+/// choose take no notice of it.
+///
+/// # Errors
+///
+/// [`Error::CannotQuantize`] for a type without a quantizer, [`Error::PartialBlock`] where a row does not fill its last
+/// block, [`Error::PartialRow`] where `weights` does not fill its last row, [`Error::Size`] where `blocks` is not exactly
+/// as long as the blocks.
+pub fn quantize_weighted(
+    ty: TensorType,
+    weights: &[f32],
+    importance: &[f32],
+    blocks: &mut [u8],
+) -> Result<(), Error> {
+    quantize_weighted_at(Level::detect(), ty, weights, importance, blocks)
+}
+
+/// As [`quantize_weighted`], with kernels of no more than this level.
+///
+/// # Errors
+///
+/// As [`quantize_weighted`].
+pub fn quantize_weighted_at(
+    level: Level,
+    ty: TensorType,
+    weights: &[f32],
+    importance: &[f32],
+    blocks: &mut [u8],
+) -> Result<(), Error> {
+    let reference = scalar::weighted_quantizer(ty).ok_or(Error::CannotQuantize { found: ty })?;
+    let row_len = importance.len();
+    if !row_len.is_multiple_of(ty.block_len()) {
+        return Err(Error::PartialBlock { ty, found: row_len });
+    }
+    if !weights.len().is_multiple_of(row_len) {
+        return Err(Error::PartialRow { ty, found: weights.len(), row_len });
+    }
+    check_lengths(ty, weights.len(), blocks.len())?;
+    let chunk = Chunk { weights, importance: Some(importance), blocks };
+    if let Err(chunk) = arch::quantize(level, ty, chunk) {
+        reference(chunk.weights, importance, chunk.blocks);
+    }
     Ok(())
 }
 
@@ -113,8 +169,28 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_do_not_match_the_importance_are_refused_and_nothing_is_written() {
+        let ty = TensorType::Q8_0;
+        let mut blocks = [0xAA; 102];
+        let error = quantize_weighted(ty, &[1.0; 96], &[1.0; 64], &mut blocks).unwrap_err();
+        assert_eq!(error, Error::PartialRow { ty, found: 96, row_len: 64 });
+        assert_eq!(
+            error.to_string(),
+            "Q8_0: number of weights: found 96, expected a multiple of the row length 64"
+        );
+        let error = quantize_weighted(ty, &[1.0; 96], &[1.0; 48], &mut blocks).unwrap_err();
+        assert_eq!(error, Error::PartialBlock { ty, found: 48 });
+        let error = quantize_weighted(ty, &[1.0; 96], &[], &mut blocks).unwrap_err();
+        assert_eq!(error, Error::PartialRow { ty, found: 96, row_len: 0 });
+        let error = quantize_weighted(ty, &[1.0; 96], &[1.0; 96], &mut blocks[1..]).unwrap_err();
+        assert_eq!(error, Error::Size { ty, weights: 96, found: 101, expected: 102 });
+        assert_eq!(blocks, [0xAA; 102]);
+    }
+
+    #[test]
     fn no_weights_are_no_bytes() {
         assert_eq!(quantize(TensorType::Q6_K, &[], &mut []), Ok(()));
+        assert_eq!(quantize_weighted(TensorType::Q8_0, &[], &[], &mut []), Ok(()));
         assert_eq!(dequantize(TensorType::Q6_K, &[], &mut []), Ok(()));
     }
 }

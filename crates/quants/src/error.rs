@@ -25,6 +25,16 @@ pub enum Error {
         /// Weights given.
         found: usize,
     },
+    /// The weights do not fill whole rows, of which there is one importance for each column.
+    #[error("{ty}: number of weights: found {found}, expected a multiple of the row length {row_len}")]
+    PartialRow {
+        /// The quantized side's type.
+        ty: TensorType,
+        /// Weights given.
+        found: usize,
+        /// Columns, as many as there are importances.
+        row_len: usize,
+    },
     /// The buffer of blocks does not have the size that the weights take.
     #[error("{ty}: bytes for {weights} weights: found {found}, expected {expected}")]
     Size {

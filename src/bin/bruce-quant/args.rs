@@ -17,9 +17,14 @@ Examples:
       writes two files into /srv/models and reads the checkpoint once
   bruce-quant BurningBruce-004 -q q5_k_m --dry-run
       shows every tensor, the size, and whether the disk has room
+  bruce-quant BurningBruce-004 -q iq3_m --imatrix imatrix.gguf --tensor-type 'attn_.*=q8_0'
+      takes importances from a file of llama-imatrix or bruce-run imatrix, and keeps attention large
 
-Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, Q4_0, Q5_0, Q5_1, BF16, F16, F32.
-The types of single tensors follow llama-quantize, so the tensors equal those it makes.";
+Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, BF16, F16, F32;
+  Q3_K_L, Q3_K_M (or Q3_K), Q3_K_S, Q2_K, IQ4_XS, IQ4_NL, IQ3_M, IQ3_S, IQ3_XS, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4_MOE, TQ1_0, TQ2_0,
+  Q1_0, Q2_0; and only with --imatrix: IQ3_XXS, Q2_K_S, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
+The types of single tensors follow llama-quantize, so the tensors equal those it makes.
+Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_K, iq4_xs, iq4_nl, iq3_s, iq3_xxs and so on.";
 
 /// Quantizes a Hugging Face checkpoint (Llama, Mistral, Mixtral) to GGUF, in one pass.
 #[derive(Debug, Parser)]
@@ -65,6 +70,61 @@ pub struct Args {
     /// A type weights pass through first, as in llama.cpp's two steps (convert, then quantize).
     #[arg(long, value_enum, default_value_t = Via::Source, value_name = "TYPE")]
     pub via: Via,
+
+    /// How much each column of each weight counts: a file of llama-imatrix (GGUF or .dat) or of bruce-run imatrix.
+    #[arg(long, value_name = "FILE", help_heading = "Importances")]
+    pub imatrix: Option<PathBuf>,
+
+    /// Take importances only for tensors with this in their names (repeatable).
+    #[arg(long, value_name = "NAME", requires = "imatrix", help_heading = "Importances")]
+    pub include_weights: Vec<String>,
+
+    /// Take no importances for tensors with this in their names (repeatable).
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "imatrix",
+        conflicts_with = "include_weights",
+        help_heading = "Importances"
+    )]
+    pub exclude_weights: Vec<String>,
+
+    /// All tensors in the file's own type, without llama-quantize's exceptions.
+    #[arg(long, help_heading = "Types of tensors")]
+    pub pure: bool,
+
+    /// Leave output.weight as it is.
+    #[arg(long, help_heading = "Types of tensors")]
+    pub leave_output_tensor: bool,
+
+    /// The type of output.weight.
+    #[arg(long, value_name = "TYPE", help_heading = "Types of tensors")]
+    pub output_tensor_type: Option<String>,
+
+    /// The type of token_embd.weight.
+    #[arg(long, value_name = "TYPE", help_heading = "Types of tensors")]
+    pub token_embedding_type: Option<String>,
+
+    /// The type of tensors in whose names REGEX is found (repeatable; the first that fits counts).
+    #[arg(long, value_name = "REGEX=TYPE", help_heading = "Types of tensors")]
+    pub tensor_type: Vec<String>,
+
+    /// A file of such rules, separated by spaces or lines.
+    #[arg(long, value_name = "FILE", help_heading = "Types of tensors")]
+    pub tensor_type_file: Vec<PathBuf>,
+
+    /// A table of types by layer and expert, for --expert-layout split: lines "LAYERS EXPERTS [gate|up|down] TYPE",
+    /// such as "0-3,7 * down q6_K".
+    #[arg(long, value_name = "FILE", help_heading = "Types of tensors")]
+    pub expert_types: Option<PathBuf>,
+
+    /// A metadata entry to set; KIND is int, float, bool or str (repeatable).
+    #[arg(long, value_name = "KEY=KIND:VALUE")]
+    pub override_kv: Vec<String>,
+
+    /// --tensor-type and the contents of --tensor-type-file in the order of the command line.
+    #[arg(skip)]
+    pub type_rules: Vec<TypeRules>,
 
     /// Number of threads [default: one per core].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -115,14 +175,43 @@ pub enum Via {
     F16,
 }
 
+/// Where rules about types come from.
+#[derive(Debug, Clone)]
+pub enum TypeRules {
+    /// One that was typed.
+    Typed(String),
+    /// Those of a file.
+    File(PathBuf),
+}
+
+/// The rules about types in the order in which they were typed, which decides between them.
+fn in_order(matches: &clap::ArgMatches) -> Vec<TypeRules> {
+    let mut found: Vec<(usize, TypeRules)> = Vec::new();
+    if let (Some(at), Some(rules)) =
+        (matches.indices_of("tensor_type"), matches.get_many::<String>("tensor_type"))
+    {
+        found.extend(at.zip(rules.map(|rule| TypeRules::Typed(rule.clone()))));
+    }
+    if let (Some(at), Some(files)) =
+        (matches.indices_of("tensor_type_file"), matches.get_many::<PathBuf>("tensor_type_file"))
+    {
+        found.extend(at.zip(files.map(|file| TypeRules::File(file.clone()))));
+    }
+    found.sort_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, rules)| rules).collect()
+}
+
 impl Args {
     /// The arguments of this process, or the exit code where the command line asks for help or makes no sense.
     pub fn from_command_line() -> Result<Args, ExitCode> {
         let plain = bruce::terminal::no_color();
         let matches = <Args as clap::CommandFactory>::command();
         let matches = if plain { matches.styles(Styles::plain()) } else { matches };
-        let parsed =
-            matches.try_get_matches().and_then(|m| <Args as clap::FromArgMatches>::from_arg_matches(&m));
+        let parsed = matches.try_get_matches().and_then(|m| {
+            let mut args = <Args as clap::FromArgMatches>::from_arg_matches(&m)?;
+            args.type_rules = in_order(&m);
+            Ok(args)
+        });
         parsed.map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let shown = write!(std::io::stdout(), "{}", error.render());

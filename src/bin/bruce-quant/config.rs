@@ -1,4 +1,4 @@
-//! What the arguments mean: every choice made, nothing read yet.
+//! What the arguments mean: every choice made, nothing of the model read yet.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use bruce::exit::{self, UsageError};
 use model_spec::FileType;
 
 use crate::args::{Args, Experts, Via};
+use crate::rules;
 
 /// What this run will do.
 pub struct Config {
@@ -30,10 +31,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// The meaning of `args`.
+    /// The meaning of `args`; reads the files of rules and importances among them.
     ///
     /// # Errors
-    /// A type is unknown or not made here, or named twice.
+    /// A type is unknown or named twice, a rule makes no sense, a file of rules or importances is not one.
     pub fn resolve(args: Args) -> Result<Config, anyhow::Error> {
         let mut file_types = Vec::new();
         for name in &args.quant {
@@ -43,6 +44,8 @@ impl Config {
             }
             file_types.push(file_type);
         }
+        let (rules, importance) = (rules::rules(&args)?, rules::importance(&args)?);
+        let overrides = rules::overrides(&args.override_kv)?;
         let overwrite = if args.force { gguf::Overwrite::Replace } else { gguf::Overwrite::Refuse };
         Ok(Config {
             model: args.model,
@@ -68,6 +71,9 @@ impl Config {
                 },
                 name: args.name,
                 quantized_by: Some("Bruce".to_owned()),
+                rules,
+                importance,
+                overrides,
             },
             execute: convert::ExecuteOptions {
                 threads: args.threads.map_or(0, usize::from),
@@ -80,17 +86,10 @@ impl Config {
 
 /// The file type of a name that was typed.
 fn file_type(name: &str) -> Result<FileType, anyhow::Error> {
-    let available = |t: &FileType| quants::can_quantize(t.default_type());
-    let valid = || convert::file_types().filter(available).map(FileType::name).collect::<Vec<_>>().join(", ");
-    let found = FileType::from_name(name.trim());
-    if let Some(t) = convert::file_types().filter(available).find(|t| Some(*t) == found) {
-        return Ok(t);
-    }
-    let what = match found {
-        Some(t) => format!("-q: found {t}, which is not made here, expected one of {}", valid()),
-        None => format!("-q: found unknown type {name:?}, expected one of {}", valid()),
-    };
-    Err(UsageError(what).into())
+    FileType::from_name(name.trim()).ok_or_else(|| {
+        let valid = FileType::all().map(FileType::name).collect::<Vec<_>>().join(", ");
+        UsageError(format!("-q: found unknown type {name:?}, expected one of {valid}")).into()
+    })
 }
 
 /// An error of the conversion, with what to do about it where that is known.
@@ -100,6 +99,10 @@ pub fn advise(error: convert::Error) -> anyhow::Error {
             error,
             "the merge that made this checkpoint went wrong there; --allow-non-finite lets such weights through \
              (never in norms and routers)",
+        ),
+        convert::Error::NeedsImportance { .. } => exit::with_hint(
+            error,
+            "--imatrix takes a file that llama-imatrix or bruce-run imatrix makes; types of 3 bits and more need none",
         ),
         _ => error.into(),
     }

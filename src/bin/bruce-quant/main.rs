@@ -5,6 +5,7 @@ mod config;
 mod output;
 mod progress;
 mod report;
+mod rules;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -35,7 +36,12 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
             eprintln!("warning: {}", neutral_line(warning));
         }
     }
-    let plan = convert::Plan::new(&checkpoint, &config.plan)?;
+    let plan = convert::Plan::new(&checkpoint, &config.plan).map_err(config::advise)?;
+    if !config.quiet {
+        for warning in &plan.warnings {
+            eprintln!("warning: {}", neutral_line(warning));
+        }
+    }
     let paths = output::paths(&config, &plan)?;
     let rooms = output::rooms(&plan, &paths)?;
     if config.dry_run {

@@ -14,7 +14,7 @@ mod round;
 mod search;
 
 use crate::TensorType;
-use crate::dispatch::{Dequantize, Quantize};
+use crate::dispatch::{Dequantize, Quantize, QuantizeWeighted};
 
 /// The scalar function that makes blocks of this type.
 pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
@@ -30,6 +30,17 @@ pub(crate) fn quantizer(ty: TensorType) -> Option<Quantize> {
         TensorType::Q4_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q4_k),
         TensorType::Q5_K => |src, dst| each_quantized(src, dst, affine_k::quantize_q5_k),
         TensorType::Q6_K => |src, dst| each_quantized(src, dst, q6_k::quantize_q6_k),
+        _ => return None,
+    })
+}
+
+/// The scalar function that makes blocks of this type with an importance for each column.
+pub(crate) fn weighted_quantizer(ty: TensorType) -> Option<QuantizeWeighted> {
+    Some(match ty {
+        TensorType::F32 => |src, _, dst| each_quantized(src, dst, float::store_f32),
+        TensorType::F16 => |src, _, dst| each_quantized(src, dst, float::store_f16),
+        TensorType::BF16 => |src, _, dst| each_quantized(src, dst, float::store_bf16),
+        TensorType::Q8_0 => |src, _, dst| each_quantized(src, dst, legacy::quantize_q8_0),
         _ => return None,
     })
 }

@@ -1,4 +1,5 @@
-//! The whole crate against the linked ggml: geometry exactly, quantizing byte for byte, dequantizing bit for bit.
+//! The whole crate against the linked ggml: geometry exactly, quantizing byte for byte at every level that the processor
+//! has, dequantizing bit for bit.
 //!
 //! `PROPTEST_CASES=100000` makes a soak of the properties.
 
@@ -8,7 +9,10 @@ mod weights;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::{TensorType, can_dequantize, can_quantize, dequantize, quantize};
+use crate::{
+    Level, TensorType, can_dequantize, can_quantize, dequantize, quantize, quantize_at, quantize_weighted_at,
+    scalar,
+};
 
 #[test]
 fn geometry_is_that_of_the_linked_ggml() {
@@ -90,6 +94,25 @@ macro_rules! stored_as_in_ggml {
     };
 }
 
+macro_rules! weighted_as_in_ggml {
+    ($($test:ident: $ty:ident;)*) => {
+        proptest! {
+            $(#[test]
+            fn $test((weights, importance) in weights::rows_with_importance()) {
+                assert_weighted_as_ggml(TensorType::$ty, &weights, &importance);
+            })*
+        }
+
+        #[test]
+        fn every_type_that_takes_importance_is_tested() {
+            let tested = [$(TensorType::$ty),*];
+            for &ty in TensorType::ALL {
+                assert_eq!(scalar::weighted_quantizer(ty).is_some(), tested.contains(&ty), "{ty}");
+            }
+        }
+    };
+}
+
 macro_rules! read_as_in_ggml {
     ($($test:ident: $ty:ident;)*) => {
         proptest! {
@@ -123,6 +146,13 @@ stored_as_in_ggml! {
     q6_k_is_stored_as_in_ggml: Q6_K;
 }
 
+weighted_as_in_ggml! {
+    f32_is_weighted_as_in_ggml: F32;
+    f16_is_weighted_as_in_ggml: F16;
+    bf16_is_weighted_as_in_ggml: BF16;
+    q8_0_is_weighted_as_in_ggml: Q8_0;
+}
+
 read_as_in_ggml! {
     f32_is_read_as_in_ggml: F32;
     f16_is_read_as_in_ggml: F16;
@@ -140,8 +170,7 @@ read_as_in_ggml! {
 }
 
 /// The cases that need no luck to be hit, by name; the properties vary them.
-#[test]
-fn awkward_rows_are_stored_as_in_ggml() {
+fn awkward_rows() -> [(&'static str, [f32; 256]); 17] {
     let at_both_ends = |value: f32| {
         let mut row = [value / 3.0; 256];
         (row[0], row[17], row[255]) = (value, -value, value);
@@ -156,7 +185,7 @@ fn awkward_rows_are_stored_as_in_ggml() {
         (1, _) => -1e-15_f32.next_down(),
         _ => 1.0,
     });
-    let rows: [(&str, [f32; 256]); 17] = [
+    [
         ("zeros", [0.0; 256]),
         ("negative zeros", [-0.0; 256]),
         ("alternating zeros", std::array::from_fn(|i| if i % 2 == 0 { 0.0 } else { -0.0 })),
@@ -174,11 +203,73 @@ fn awkward_rows_are_stored_as_in_ggml() {
         ("infinities", at_both_ends(f32::INFINITY)),
         ("ramp of whole steps", ramp(1.0)),
         ("ramp of half steps", ramp(0.5)),
-    ];
+    ]
+}
+
+#[test]
+fn awkward_rows_are_stored_as_in_ggml() {
     for &ty in TensorType::ALL.iter().filter(|&&ty| can_quantize(ty)) {
-        for (name, row) in &rows {
+        for (name, row) in &awkward_rows() {
             eprintln!("{ty}: {name}");
             assert_quantizes_as_ggml(ty, row);
+        }
+    }
+}
+
+#[test]
+fn awkward_rows_are_weighted_as_in_ggml() {
+    let importances: [(&str, [f32; 256]); 6] = [
+        ("all alike", [1.0; 256]),
+        ("zero", [0.0; 256]),
+        ("every third zero", std::array::from_fn(|i| if i % 3 == 0 { 0.0 } else { i as f32 })),
+        ("zero for half the row", std::array::from_fn(|i| if i < 128 { 0.0 } else { 1.0 })),
+        ("one column", std::array::from_fn(|i| if i == 17 { 1.0 } else { 0.0 })),
+        ("a huge range", std::array::from_fn(|i| 2.0_f32.powi(i as i32 % 64 * 3 - 96))),
+    ];
+    for &ty in TensorType::ALL.iter().filter(|&&ty| scalar::weighted_quantizer(ty).is_some()) {
+        for (name, row) in &awkward_rows() {
+            for (importance_name, importance) in &importances {
+                eprintln!("{ty}: {name}, importance {importance_name}");
+                assert_weighted_as_ggml(ty, row, importance);
+            }
+        }
+    }
+}
+
+/// Kernels take several blocks at a time; none of them may see its neighbours, and no number of them may be left over.
+#[test]
+fn every_number_of_blocks_is_stored_as_in_ggml() {
+    let all: Vec<f32> = awkward_rows().iter().flat_map(|(_, row)| *row).collect();
+    let importance: Vec<f32> = (0..all.len()).map(|i| (i * 37 % 101) as f32).collect();
+    for &ty in TensorType::ALL.iter().filter(|&&ty| can_quantize(ty)) {
+        let unit = ty.block_len().max(32);
+        for n in 1..=all.len().min(unit * 34) / unit {
+            let row = &all[all.len() - n * unit..];
+            assert_quantizes_as_ggml(ty, row);
+            if scalar::weighted_quantizer(ty).is_some() {
+                assert_weighted_as_ggml(ty, row, &importance[..n * unit]);
+            }
+        }
+    }
+}
+
+#[test]
+fn trained_weights_are_stored_as_in_ggml() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny-moe/model.safetensors");
+    let file = std::fs::read(path).unwrap();
+    let header_len = u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
+    let data = &file[8 + header_len..];
+    // Eight rows of 512 from each of many places, as BF16, which is what the file holds.
+    let (row_len, bytes) = (512, 8 * 512 * 2);
+    let importance: Vec<f32> = (0..row_len).map(|i| ((i * 7919 % 1000) as f32 / 500.0).powi(4)).collect();
+    for data in data.chunks_exact(bytes).step_by(data.len() / bytes / 16) {
+        let mut weights = vec![0.0; 8 * row_len];
+        dequantize(TensorType::BF16, data, &mut weights).unwrap();
+        for &ty in TensorType::ALL.iter().filter(|&&ty| can_quantize(ty)) {
+            assert_quantizes_as_ggml(ty, &weights);
+            if scalar::weighted_quantizer(ty).is_some() {
+                assert_weighted_as_ggml(ty, &weights, &importance);
+            }
         }
     }
 }
@@ -202,14 +293,29 @@ fn nan_among_the_weights_neither_panics_nor_leaves_bytes_unwritten() {
 
 fn assert_quantizes_as_ggml(ty: TensorType, weights: &[f32]) {
     let weights = &weights[..weights.len() / ty.block_len() * ty.block_len()];
-    let n_blocks = weights.len() / ty.block_len();
-    let mut ours = vec![0xA5; n_blocks * ty.block_bytes()];
-    quantize(ty, weights, &mut ours).unwrap();
     let theirs = oracle::quantize(ty, weights);
+    for level in Level::all_supported() {
+        let mut ours = vec![0xA5; theirs.len()];
+        quantize_at(level, ty, weights, &mut ours).unwrap();
+        assert_same_blocks(level, ty, weights, &ours, &theirs);
+    }
+}
+
+fn assert_weighted_as_ggml(ty: TensorType, weights: &[f32], importance: &[f32]) {
+    let theirs = oracle::quantize_weighted(ty, weights, importance);
+    for level in Level::all_supported() {
+        let mut ours = vec![0xA5; theirs.len()];
+        quantize_weighted_at(level, ty, weights, importance, &mut ours).unwrap();
+        assert_same_blocks(level, ty, weights, &ours, &theirs);
+    }
+}
+
+fn assert_same_blocks(level: Level, ty: TensorType, weights: &[f32], ours: &[u8], theirs: &[u8]) {
+    let n_blocks = weights.len() / ty.block_len();
     let blocks = weights.chunks(ty.block_len());
     let pairs = ours.chunks(ty.block_bytes()).zip(theirs.chunks(ty.block_bytes()));
     for (i, (weights, (ours, theirs))) in blocks.zip(pairs).enumerate() {
-        assert_eq!(ours, theirs, "{ty} block {i} of {n_blocks}: {weights:?}");
+        assert_eq!(ours, theirs, "{} {ty} block {i} of {n_blocks}: {weights:?}", level.name());
     }
 }
 

@@ -37,22 +37,32 @@ pub(super) fn geometry(id: u32) -> Geometry {
 
 /// The blocks that ggml makes of the weights, as one row without an importance matrix.
 pub(super) fn quantize(ty: TensorType, weights: &[f32]) -> Vec<u8> {
+    quantize_chunk(ty, weights, weights.len(), None)
+}
+
+/// The blocks that ggml makes of the rows `weights` with this importance for their columns.
+pub(super) fn quantize_weighted(ty: TensorType, weights: &[f32], importance: &[f32]) -> Vec<u8> {
+    quantize_chunk(ty, weights, importance.len(), Some(importance))
+}
+
+fn quantize_chunk(ty: TensorType, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {
     if weights.is_empty() {
         return Vec::new();
     }
+    assert!(weights.len().is_multiple_of(row_len) && row_len.is_multiple_of(ty.block_len()));
     let size = weights.len() / ty.block_len() * ty.block_bytes();
     let mut blocks = aligned(size);
-    // SAFETY: both buffers have the length that one row of this many weights takes, the blocks' is aligned for any of
-    // ggml's block structures, and the type is one that needs no importance matrix.
+    // SAFETY: the weights are whole rows of whole blocks, the blocks' buffer has the length that they take and is aligned
+    // for any of ggml's block structures, the importance is as long as a row, and the type is one that needs none.
     let written = unsafe {
         ggml_sys::ggml_quantize_chunk(
             ty.id(),
             weights.as_ptr(),
             blocks.as_mut_ptr().cast(),
             0,
-            1,
-            weights.len() as i64,
-            std::ptr::null(),
+            (weights.len() / row_len) as i64,
+            row_len as i64,
+            importance.map_or(std::ptr::null(), <[f32]>::as_ptr),
         )
     };
     assert_eq!(written, size);

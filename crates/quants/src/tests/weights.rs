@@ -9,11 +9,41 @@ const SUPER_BLOCK: usize = 256;
 
 /// One to three super-blocks, each of one kind throughout or with kinds changing every 16 weights.
 pub(super) fn blocks() -> impl Strategy<Value = Vec<f32>> {
+    vec(super_block(), 1..4).prop_map(|blocks| blocks.concat())
+}
+
+/// One to three rows of one or two super-blocks, and an importance for each column.
+pub(super) fn rows_with_importance() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
+    (1..3_usize, 1..4_usize).prop_flat_map(|(columns, rows)| {
+        let weights = vec(super_block(), columns * rows).prop_map(|blocks| blocks.concat());
+        (weights, importance(columns * SUPER_BLOCK))
+    })
+}
+
+/// Mean squares of activations: a few of them large, some columns never used, sometimes all alike or all zero.
+fn importance(len: usize) -> impl Strategy<Value = Vec<f32>> {
+    let scale = || (-30_i32..20).prop_map(|exponent| 2.0_f32.powi(exponent));
+    let spread = scale().prop_flat_map(move |scale| vec(normal().prop_map(move |x| x * x * scale), len));
+    let tailed = vec(normal().prop_map(|x| (3.0 * x).exp()), len);
+    let holed = vec(prop_oneof![3 => normal().prop_map(|x| x * x), 1 => Just(0.0)], len);
+    let sparse = vec(prop_oneof![40 => Just(0.0), 1 => Just(1.0)], len);
+    let any_magnitude = vec(finite().prop_map(f32::abs), len);
+    prop_oneof![
+        4 => spread,
+        2 => tailed,
+        2 => holed,
+        1 => sparse,
+        1 => any_magnitude,
+        1 => scale().prop_map(move |scale| std::iter::repeat_n(scale, len).collect()),
+        1 => Just(std::iter::repeat_n(0.0, len).collect()),
+    ]
+}
+
+fn super_block() -> impl Strategy<Value = Vec<f32>> {
     let uniform = kind().prop_flat_map(|kind| vec(kind.element(), SUPER_BLOCK));
     let mixed = vec(kind().prop_flat_map(|kind| vec(kind.element(), GROUP)), SUPER_BLOCK / GROUP)
         .prop_map(|groups| groups.concat());
-    let super_block = prop_oneof![3 => uniform, 1 => mixed];
-    vec(super_block, 1..4).prop_map(|blocks| blocks.concat())
+    prop_oneof![3 => uniform, 1 => mixed]
 }
 
 /// How the weights of a group are made.
@@ -54,6 +84,8 @@ fn kind() -> impl Strategy<Value = Kind> {
     let scale = (-40_i32..12).prop_map(|exponent| 2.0_f32.powi(exponent));
     let value = prop_oneof![finite(), scale.clone(), scale.clone().prop_map(|x| -x)];
     let steps = prop_oneof![
+        Just(3),
+        Just(4),
         Just(7),
         Just(8),
         Just(15),
@@ -74,7 +106,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => value.prop_map(|value| Kind::Sparse { value }),
         1 => scale.clone().prop_map(|scale| Kind::OneSign { scale }),
         2 => (steps, scale.clone()).prop_map(|(steps, step)| Kind::Ties { steps, step }),
-        2 => (prop_oneof![Just(15), Just(31), Just(32)], -10..=10_i16)
+        2 => (prop_oneof![Just(3), Just(4), Just(8), Just(15), Just(31), Just(32)], -10..=10_i16)
             .prop_map(|(top, tenths)| Kind::OffGrid { top, tenths }),
         // Either end of F32, the thresholds of 1e-15, and scales beyond F16 lie on the way.
         4 => (-149..128_i16).prop_map(|exponent| Kind::Magnitude { exponent }),
