@@ -1,6 +1,6 @@
 //! What the measuring subcommands of `bruce-run` find, against llama.cpp's own programs.
 
-use crate::support::{bruce_run, listing, quantized, refused, root, run, succeed};
+use crate::support::{bruce_quant, bruce_run, listing, quantized, refused, root, run, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -80,4 +80,39 @@ fn a_model_does_not_differ_from_itself() {
     let at = |path: &str| found.pointer(path).and_then(Value::as_f64).expect("a number");
     assert!(at("/kld/value").abs() < 1e-5 && at("/rms_delta_p/value") < 1e-4, "{found}");
     assert!(at("/same_top/value") > 0.98, "{found}");
+}
+
+#[test]
+fn importances_do_not_depend_on_how_experts_are_stored() {
+    let Some(stacked) = quantized("tinymoe", "F32") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let split = folder.path().join("split.gguf");
+    let mut quant = bruce_quant();
+    quant.arg(root().join("models/tiny-moe")).args([
+        "-q",
+        "f32",
+        "--expert-layout",
+        "split",
+        "--quiet",
+        "-o",
+    ]);
+    succeed(quant.arg(&split));
+    let collect = |model: &Path, name: &str| {
+        let output = folder.path().join(name);
+        let report = json(read_text("imatrix", model, "2").arg("--json").arg("-o").arg(&output));
+        assert_eq!(report["n_weights"], 3 * 8, "{report}");
+        assert_eq!(report["n_chunks"], 2, "{report}");
+        fs::read(&output).expect("a file")
+    };
+    let first = collect(&stacked, "stacked.imatrix");
+    assert!(first.starts_with(b"GGUF"));
+    assert!(first == collect(&split, "split.imatrix"), "the layouts differ");
+
+    // Twice the same text is twice the chunks.
+    let mut both = bruce_run();
+    both.arg("imatrix").args(["-c", "256", "--json", "-o"]).arg(folder.path().join("both"));
+    for name in ["stacked.imatrix", "split.imatrix"] {
+        both.arg("--in-file").arg(folder.path().join(name));
+    }
+    assert_eq!(json(&mut both)["n_chunks"], 4);
 }

@@ -48,6 +48,14 @@ impl Chunks {
         Ok(Chunks { tokens, size, n_text_tokens })
     }
 
+    /// Leaves out the first `n_skipped` chunks, and keeps at most `wanted` of the others; all where that is negative.
+    pub fn keep(&mut self, n_skipped: usize, wanted: i64) {
+        self.tokens.drain(..(n_skipped * self.size).min(self.tokens.len()));
+        if let Ok(wanted) = usize::try_from(wanted) {
+            self.tokens.truncate(wanted.saturating_mul(self.size));
+        }
+    }
+
     /// Tokens of the whole text.
     pub fn n_text_tokens(&self) -> usize {
         self.n_text_tokens

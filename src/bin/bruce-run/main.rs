@@ -5,6 +5,7 @@ mod chunks;
 mod cli;
 mod devices;
 mod generate;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod kl_divergence;
@@ -57,6 +58,7 @@ fn run(command: &Command) -> Result<Ended, anyhow::Error> {
         Command::Bench(args) => bench::run(args)?,
         Command::Perplexity(args) => perplexity::run(args)?,
         Command::KlDivergence(args) => kl_divergence::run(args)?,
+        Command::Imatrix(args) => imatrix::run(args)?,
         Command::Devices(args) => devices::run(args)?,
     }
     Ok(Ended::Done)

@@ -38,12 +38,10 @@ pub(super) fn store(g: &Graph, cache: &KvCache, layer: usize, qkv: &Qkv, cells: 
     g.expand(&g.set_rows(values, &qkv.v, cells));
 }
 
-/// What the tokens gather from the cache, through the output projection: `[n_embd, n_tokens]`.
-#[expect(clippy::too_many_arguments, reason = "the parts of one attention step, used together once")]
-pub(super) fn attend(
+/// What the tokens gather from the cache: `[head_dim_v * n_head, n_tokens]`, the input of the output projection.
+pub(super) fn gather(
     g: &Graph,
     model: &Model,
-    layer: &Layer,
     cache: &KvCache,
     index: usize,
     q: &Tensor,
@@ -59,7 +57,7 @@ pub(super) fn attend(
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
     let k = by_head(g, keys, dim_k, n_kv, n_head_kv);
     let v = by_head(g, values, dim_v, n_kv, n_head_kv);
-    let gathered = if flash_attention {
+    if flash_attention {
         let gathered = g.flash_attention(&q, &k, &v, mask, scale); // [dim_v, n_head, n_tokens]
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
     } else {
@@ -69,8 +67,7 @@ pub(super) fn attend(
         let gathered = g.mul_mat(&v, &weights); // [dim_v, n_tokens, n_head]
         let gathered = g.contiguous(&g.permute(&gathered, [0, 2, 1, 3]));
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
-    };
-    linear(g, &layer.o, &gathered)
+    }
 }
 
 /// The first `n_kv` cells of `cache: [dim * n_head_kv, n_ctx]` as `[dim, n_kv, n_head_kv]`.

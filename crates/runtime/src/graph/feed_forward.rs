@@ -1,23 +1,41 @@
 //! The feed-forward network: dense, or the weighted sum of the experts a router chooses.
 
 use super::linear;
+use super::taps::Taps;
 use crate::model::{ExpertBank, FeedForward};
 use ggml::{Graph, Tensor};
+use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
 /// `x: [n_embd, n_tokens]` to the same shape.
-pub(super) fn feed_forward(g: &Graph, ffn: &FeedForward, x: &Tensor, n_used: usize) -> Tensor {
+pub(super) fn feed_forward(
+    g: &Graph,
+    ffn: &FeedForward,
+    x: &Tensor,
+    n_used: usize,
+    taps: &mut Taps,
+) -> Tensor {
     match ffn {
         FeedForward::Dense { gate, up, down } => {
+            taps.layer_input(x, &[FfnGate, FfnUp]);
             let hidden = g.swiglu(&linear(g, gate, x), &linear(g, up, x)); // [n_ff, n_tokens]
+            taps.layer_input(&hidden, &[FfnDown]);
             linear(g, down, &hidden)
         }
         FeedForward::Experts { router, gate, up, down } => {
+            taps.layer_input(x, &[FfnGateInp]);
             let chosen = choose(g, router, x, n_used);
+            let kept = taps.keep_ids(g, &chosen.ids);
+            if let Some(ids) = &kept {
+                taps.expert_input(ids, x, ids, &[FfnGateExps, FfnUpExps]);
+            }
             let [n_embd, n_tokens, ..] = x.ne();
             let x = g.reshape(x, &[n_embd, 1, n_tokens]);
             let up = project(g, up, &x, &chosen.ids);
             let gate = project(g, gate, &x, &chosen.ids);
             let hidden = g.swiglu(&gate, &up); // [n_ff, n_used, n_tokens]
+            if let Some(ids) = &kept {
+                taps.expert_input(&hidden, &hidden, ids, &[FfnDownExps]);
+            }
             let out = project(g, down, &hidden, &chosen.ids); // [n_embd, n_used, n_tokens]
             sum_of_used(g, &g.mul(&out, &chosen.weights))
         }

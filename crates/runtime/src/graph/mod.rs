@@ -5,10 +5,15 @@
 
 mod attention;
 mod feed_forward;
+mod taps;
 
 use crate::kv_cache::KvCache;
 use crate::model::{Linear, Model};
 use ggml::{Graph, Tensor, Type};
+use model_spec::TensorRole;
+use taps::Taps;
+
+pub(crate) use taps::Tap;
 
 /// The extents a graph is built for; graphs of equal shape are interchangeable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +25,8 @@ pub(crate) struct BatchShape {
     /// Rows of logits wanted.
     pub n_outputs: usize,
     pub flash_attention: bool,
+    /// Whether the inputs of its matrix products will be looked at.
+    pub tapped: bool,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -42,6 +49,8 @@ pub(crate) struct BatchGraph {
     pub inputs: Inputs,
     /// `[n_vocab, n_outputs]`; `None` when no logits are wanted.
     pub logits: Option<Tensor>,
+    /// The inputs of all matrix products with weights, in the order of computation, where they will be looked at.
+    pub taps: Vec<Tap>,
 }
 
 /// An upper bound on the nodes of a graph of this model.
@@ -54,7 +63,7 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
     };
     let experts: usize = model.weights().layers.iter().map(|layer| 8 * groups(layer)).sum();
     let used = model.n_expert_used() as usize + 16;
-    256 + model.weights().layers.len() * (48 + used) + experts
+    256 + model.weights().layers.len() * (50 + used) + experts
 }
 
 /// Builds the graph for `shape`.
@@ -64,6 +73,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let hparams = model.hparams();
     let weights = model.weights();
     let BatchShape { n_tokens, n_kv, n_outputs, .. } = shape;
+    let mut taps = Taps::new(shape.tapped);
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0;
@@ -79,29 +89,35 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let mut x = g.get_rows(&weights.token_embd, &inputs.tokens); // [n_embd, n_tokens]
     let last = weights.layers.len() - 1;
     for (index, layer) in weights.layers.iter().enumerate() {
+        taps.enter(index);
         let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
+        taps.layer_input(&normed, &[TensorRole::AttnQ, TensorRole::AttnK, TensorRole::AttnV]);
         let qkv = attention::project(g, model, layer, &normed, &inputs.positions);
         attention::store(g, cache, index, &qkv, &inputs.cells);
         if index == last && only_cache {
-            return BatchGraph { graph, shape, inputs, logits: None };
+            return BatchGraph { graph, shape, inputs, logits: None, taps: taps.finish() };
         }
         let mask = inputs.mask.as_ref().expect("made above, as attention follows");
-        let mut attended = attention::attend(g, model, layer, cache, index, &qkv.q, mask, shape);
+        let gathered = attention::gather(g, model, cache, index, &qkv.q, mask, shape);
+        taps.layer_input(&gathered, &[TensorRole::AttnOutput]);
+        let mut attended = linear(g, &layer.o, &gathered);
         if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
             attended = g.get_rows(&attended, outputs);
             x = g.get_rows(&x, outputs);
         }
         let residual = g.add(&attended, &x);
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
-        let fed = feed_forward::feed_forward(g, &layer.ffn, &normed, model.n_expert_used() as usize);
+        let fed =
+            feed_forward::feed_forward(g, &layer.ffn, &normed, model.n_expert_used() as usize, &mut taps);
         x = g.add(&fed, &residual);
         g.name(&x, &format!("layer_out-{index}"));
     }
     let x = norm(g, &x, &weights.output_norm, hparams.rms_eps);
+    taps.global_input(&x, TensorRole::Output);
     let logits = g.mul_mat(&weights.output, &x); // [n_vocab, n_outputs]
     g.name(&logits, "logits");
     g.output(&logits);
-    BatchGraph { graph, shape, inputs, logits: Some(logits) }
+    BatchGraph { graph, shape, inputs, logits: Some(logits), taps: taps.finish() }
 }
 
 fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

@@ -6,7 +6,7 @@ pub mod sampling;
 mod spelling;
 pub mod values;
 
-use crate::{bench, devices, generate, inspect, kl_divergence, perplexity, tokenize};
+use crate::{bench, devices, generate, imatrix, inspect, kl_divergence, perplexity, tokenize};
 use bruce::exit::{self, UsageError, with_hint};
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
@@ -67,6 +67,8 @@ pub enum Command {
     Perplexity(Box<perplexity::Args>),
     /// Measure how far a model's predictions are from another's
     KlDivergence(Box<kl_divergence::Args>),
+    /// Measure which columns of the weights matter, as llama-imatrix does
+    Imatrix(Box<imatrix::Args>),
     /// List the devices that models can run on
     Devices(devices::Args),
 }

@@ -3,7 +3,7 @@
 //! The text is cut into [chunks](crate::chunks), and the tokens of each one's second half are scored, so that each has at
 //! least half a chunk before it.
 
-mod score;
+pub mod score;
 
 use crate::chunks::{self, Chunks};
 use crate::cli::context::ContextArgs;
