@@ -17,3 +17,4 @@ mod measure;
 mod readme;
 mod support;
 mod tidy;
+mod verify;
