@@ -172,7 +172,7 @@ fn devices_name_the_cpu() {
 
 #[test]
 fn every_subcommand_has_examples() {
-    for name in ["inspect", "tokenize", "bench", "perplexity", "devices"] {
+    for name in ["inspect", "tokenize", "bench", "perplexity", "kl-divergence", "imatrix", "devices"] {
         let help = succeed(bruce_run().args([name, "--help"]));
         assert!(help.contains("Examples:\n  bruce-run ") && help.contains(name), "{help}");
         assert_eq!(help, succeed(bruce_run().args([name, "-h"])));

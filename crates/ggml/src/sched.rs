@@ -4,7 +4,9 @@ use crate::Error;
 use crate::backend::Backend;
 use crate::buffer::BufferType;
 use crate::graph::Graph;
+use crate::tensor::Tensor;
 use ggml_sys as sys;
+use std::ffi::c_void;
 use std::ptr::NonNull;
 
 /// Runs graphs over several backends, the CPU last.
@@ -110,6 +112,33 @@ impl Scheduler {
         }
     }
 
+    /// As [`compute`](Self::compute), and calls `seen` with the index of each of the `watched` tensors as soon as it is
+    /// computed, while what it was computed from and all that later nodes need is still in place. The backends wait
+    /// meanwhile, so that this is for looking inside and not for speed.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute).
+    pub fn compute_watched(
+        &mut self,
+        graph: &Graph,
+        watched: &[Tensor],
+        seen: &mut dyn FnMut(usize),
+    ) -> Result<(), Error> {
+        let mut watch = Watch { watched, seen };
+        // SAFETY: the callback has the type that ggml documents, and is taken away again below, before what its data
+        // points to is gone: a panic inside it ends the process, as it can't cross C.
+        unsafe {
+            let data = (&raw mut watch).cast::<c_void>();
+            sys::ggml_backend_sched_set_eval_callback(self.raw.as_ptr(), Some(node_computed), data);
+        }
+        let done = self.compute(graph);
+        // SAFETY: as above.
+        unsafe {
+            sys::ggml_backend_sched_set_eval_callback(self.raw.as_ptr(), None, std::ptr::null_mut());
+        }
+        done
+    }
+
     /// How many pieces the last graph was split into.
     pub fn n_splits(&self) -> usize {
         // SAFETY: a valid scheduler.
@@ -125,4 +154,23 @@ impl Scheduler {
         };
         self.backends.iter().map(size).collect()
     }
+}
+
+/// What [`Scheduler::compute_watched`] hands to its callback.
+struct Watch<'a> {
+    watched: &'a [Tensor],
+    seen: &'a mut dyn FnMut(usize),
+}
+
+/// ggml calls it twice: before it computes a node, to ask whether somebody waits for it, and after it did. Returns
+/// whether somebody waits, and whether to go on.
+unsafe extern "C" fn node_computed(node: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
+    // SAFETY: the data that `compute_watched` set, which nobody else uses while ggml computes.
+    let watch = unsafe { &mut *data.cast::<Watch<'_>>() };
+    let mut indices = (0..watch.watched.len()).filter(|i| watch.watched[*i].raw() == node);
+    if ask {
+        return indices.next().is_some();
+    }
+    indices.for_each(|i| (watch.seen)(i));
+    true
 }

@@ -23,6 +23,7 @@
 
 mod error;
 mod legacy;
+mod merge;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use error::Error;
+pub use merge::Mismatch;
 
 /// Sums over a calibration text, by tensor.
 #[derive(Debug, Clone, Default, PartialEq)]

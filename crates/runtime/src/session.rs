@@ -60,6 +60,34 @@ pub enum Logits {
     All,
 }
 
+/// What a weight, or several, is multiplied with in one micro-batch.
+pub struct MatrixInput<'a> {
+    /// Names of the weights as in a model file; all experts of a projection under the name of the stacked tensor
+    /// (`blk.0.ffn_up_exps.weight`), whichever way the file stores them.
+    pub weights: &'a [String],
+    /// `[n_in, n_rows]`.
+    pub values: &'a [f32],
+    /// Extent of a row.
+    pub n_in: usize,
+    /// For weights that are experts: which ones are multiplied with.
+    pub experts: Option<ExpertRows<'a>>,
+}
+
+/// Which experts multiply with which rows of a [`MatrixInput`].
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertRows<'a> {
+    /// `[n_used, n_tokens]`: each token's experts, each below `n_expert`. There is a row for each of them, or one for
+    /// each token that all its experts share.
+    pub ids: &'a [i32],
+    /// Experts that a token takes.
+    pub n_used: usize,
+    /// Experts that there are.
+    pub n_expert: usize,
+}
+
+/// Called with every input of a matrix product while a batch is computed.
+pub type Observer<'a> = &'a mut dyn FnMut(&MatrixInput<'_>);
+
 /// One sequence of tokens being read and continued.
 pub struct Session {
     /// Before the scheduler in order of dropping: the graph's buffers belong to the scheduler.
@@ -122,6 +150,7 @@ impl Session {
             flash_attention: options.flash_attention,
             kernels: kernels(model, options, options.n_ubatch as usize),
             routing: false,
+            tapped: false,
         };
         let measured = graph::build(model, &cache, largest).graph;
         let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
@@ -149,6 +178,28 @@ impl Session {
     /// [`Error::ContextFull`] and [`Error::Token`] before anything is computed; [`Error::Stopped`] when the stop flag
     /// was set meanwhile, in which case [`n_past`](Self::n_past) tells how many were read.
     pub fn decode(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
+        self.read(tokens, logits, None)
+    }
+
+    /// As [`decode`](Self::decode), showing `observer` what every weight is multiplied with on the way.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_observed(
+        &mut self,
+        tokens: &[u32],
+        logits: Logits,
+        observer: Observer<'_>,
+    ) -> Result<(), Error> {
+        self.read(tokens, logits, Some(observer))
+    }
+
+    fn read(
+        &mut self,
+        tokens: &[u32],
+        logits: Logits,
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<(), Error> {
         let n_vocab = self.n_vocab();
         if let Some(id) = tokens.iter().find(|id| **id as usize >= n_vocab) {
             return Err(Error::Token { id: *id, n_vocab: n_vocab as u32 });
@@ -169,7 +220,9 @@ impl Session {
                 Logits::Last => usize::from(after.is_empty()),
                 Logits::All => batch.len(),
             };
-            self.compute(batch, n_outputs)?;
+            // A new borrow for each batch.
+            let observer = observer.as_mut().map(|observer| &mut **observer as Observer<'_>);
+            self.compute(batch, n_outputs, observer)?;
             self.n_past += batch.len();
             rest = after;
         }
@@ -177,13 +230,20 @@ impl Session {
     }
 
     /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens.
-    fn compute(&mut self, tokens: &[u32], n_outputs: usize) -> Result<(), Error> {
+    fn compute(
+        &mut self,
+        tokens: &[u32],
+        n_outputs: usize,
+        observer: Option<Observer<'_>>,
+    ) -> Result<(), Error> {
         let n_kv = (self.n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
         let flash_attention = self.options.flash_attention;
-        let kernels = kernels(&self.model, &self.options, tokens.len());
         let routing = self.routing.is_some();
+        let tapped = observer.is_some();
+        // Inputs of products that are fused into one node would never be seen.
+        let kernels = if tapped { Kernels::Ggml } else { kernels(&self.model, &self.options, tokens.len()) };
         let n_tokens = tokens.len();
-        let shape = BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing };
+        let shape = BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing, tapped };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -198,7 +258,17 @@ impl Session {
             }
         };
         self.fill_inputs(&current, tokens);
-        self.scheduler.compute(&current.graph).map_err(|error| match error {
+        let done = match observer {
+            None => self.scheduler.compute(&current.graph),
+            Some(observer) => {
+                let n_expert = self.model.hparams().n_expert as usize;
+                let watched: Vec<_> = current.taps.iter().map(|tap| tap.ready.clone()).collect();
+                self.scheduler.compute_watched(&current.graph, &watched, &mut |index| {
+                    show(&current.taps[index], n_expert, observer);
+                })
+            }
+        };
+        done.map_err(|error| match error {
             ggml::Error::Aborted => Error::Stopped,
             other => other.into(),
         })?;
@@ -249,6 +319,14 @@ impl Session {
     pub fn logits(&self, index: usize) -> &[f32] {
         let n_vocab = self.n_vocab();
         &self.logits[index * n_vocab..(index + 1) * n_vocab]
+    }
+
+    /// Logits of the first `n` of these tokens, one after the other.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn all_logits(&self, n: usize) -> &[f32] {
+        &self.logits[..n * self.n_vocab()]
     }
 
     /// How many tokens' logits the last call gave.
@@ -330,6 +408,23 @@ fn kernels(model: &Model, options: &SessionOptions, n_tokens: usize) -> Kernels 
     let offloaded =
         options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty();
     if offloaded { Kernels::Ggml } else { model.kernels() }
+}
+
+/// Copies the input of a matrix product to the host and shows it.
+fn show(tap: &graph::Tap, n_expert: usize, observer: Observer<'_>) {
+    let mut values = vec![0f32; tap.x.n_elements()];
+    tap.x.read_values(0, &mut values);
+    let mut ids = vec![0i32; tap.ids.as_ref().map_or(0, |ids| ids.n_elements())];
+    if let Some(tensor) = &tap.ids {
+        tensor.read_values(0, &mut ids);
+    }
+    let n_used = tap.ids.as_ref().map_or(0, |ids| ids.ne()[0]);
+    observer(&MatrixInput {
+        weights: &tap.weights,
+        values: &values,
+        n_in: tap.x.ne()[0],
+        experts: tap.ids.as_ref().map(|_| ExpertRows { ids: &ids, n_used, n_expert }),
+    });
 }
 
 const F16_ZERO: u16 = 0;

@@ -17,6 +17,8 @@ Examples:
       writes two files into /srv/models and reads the checkpoint once
   bruce-quant BurningBruce-004 -q q5_k_m --dry-run
       shows every tensor, the size, and whether the disk has room
+  bruce-quant verify BurningBruce-004-Q4_K_M.gguf
+      checks a file: every weight, the tokenizer, the chat template
   bruce-quant BurningBruce-004 -q iq3_m --imatrix imatrix.gguf --tensor-type 'attn_.*=q8_0'
       takes importances from a file of llama-imatrix or bruce-run imatrix, and keeps attention large
   bruce-quant mixtral-BF16.gguf -q q5_k

@@ -7,6 +7,7 @@ mod output;
 mod progress;
 mod report;
 mod rules;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -19,6 +20,10 @@ use args::Args;
 use config::Config;
 
 fn main() -> ExitCode {
+    let argv: Vec<_> = std::env::args_os().collect();
+    if verify::is_meant(&argv) {
+        return exit::finish(verify::run(&argv));
+    }
     let args = match Args::from_command_line() {
         Ok(args) => args,
         Err(ended) => return ended,

@@ -1,11 +1,16 @@
 //! bruce-run: a GGUF file goes in, words come out; and what else one wants to know about such a file.
 
 mod bench;
+mod chunks;
 mod cli;
 mod devices;
 mod generate;
+mod imatrix;
 mod inspect;
 mod interrupt;
+mod kl_divergence;
+mod logits_file;
+mod parallel;
 mod perplexity;
 mod tokenize;
 mod trace;
@@ -54,6 +59,8 @@ fn run(command: &Command) -> Result<Ended, anyhow::Error> {
         Command::Bench(args) => bench::run(args)?,
         Command::Perplexity(args) => perplexity::run(args)?,
         Command::Trace(args) => trace::run(args)?,
+        Command::KlDivergence(args) => kl_divergence::run(args)?,
+        Command::Imatrix(args) => imatrix::run(args)?,
         Command::Devices(args) => devices::run(args)?,
     }
     Ok(Ended::Done)

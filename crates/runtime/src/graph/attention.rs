@@ -1,6 +1,6 @@
 //! Grouped-query attention over the KV cache.
 
-use super::{BatchShape, linear, linears};
+use super::{BatchShape, linears};
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
 use crate::model::{Layer, Model};
@@ -46,12 +46,10 @@ pub(super) fn store(g: &Graph, cache: &KvCache, layer: usize, qkv: &Qkv, cells: 
     g.expand(&g.set_rows(values, &qkv.v, cells));
 }
 
-/// What the tokens gather from the cache, through the output projection: `[n_embd, n_tokens]`.
-#[expect(clippy::too_many_arguments, reason = "the parts of one attention step, used together once")]
-pub(super) fn attend(
+/// What the tokens gather from the cache: `[head_dim_v * n_head, n_tokens]`, the input of the output projection.
+pub(super) fn gather(
     g: &Graph,
     model: &Model,
-    layer: &Layer,
     cache: &KvCache,
     index: usize,
     q: &Tensor,
@@ -61,13 +59,13 @@ pub(super) fn attend(
     let h = model.hparams();
     let (n_head, n_head_kv) = (h.n_head as usize, h.n_head_kv as usize);
     let (dim_k, dim_v) = (h.head_dim_k as usize, h.head_dim_v as usize);
-    let BatchShape { n_tokens, n_kv, flash_attention, kernels, .. } = shape;
+    let BatchShape { n_tokens, n_kv, flash_attention, .. } = shape;
     let scale = 1.0 / (dim_k as f32).sqrt();
     let (keys, values) = cache.layer(index);
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
     let k = by_head(g, keys, dim_k, n_kv, n_head_kv);
     let v = by_head(g, values, dim_v, n_kv, n_head_kv);
-    let gathered = if flash_attention {
+    if flash_attention {
         let gathered = g.flash_attention(&q, &k, &v, mask, scale); // [dim_v, n_head, n_tokens]
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
     } else {
@@ -77,8 +75,7 @@ pub(super) fn attend(
         let gathered = g.mul_mat(&v, &weights); // [dim_v, n_tokens, n_head]
         let gathered = g.contiguous(&g.permute(&gathered, [0, 2, 1, 3]));
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
-    };
-    linear(g, kernels, &layer.o, &gathered)
+    }
 }
 
 /// The first `n_kv` cells of `cache: [dim * n_head_kv, n_ctx]` as `[dim, n_kv, n_head_kv]`.

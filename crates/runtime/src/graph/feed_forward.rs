@@ -1,9 +1,11 @@
 //! The feed-forward network: dense, or the weighted sum of the experts a router chooses.
 
+use super::taps::Taps;
 use super::{linear, linears, multiply};
 use crate::kernels::{self, Kernels};
 use crate::model::{ExpertBank, FeedForward};
 use ggml::{Graph, Tensor};
+use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
 /// `x: [n_embd, n_tokens]` to the same shape.
 pub(super) fn feed_forward(
@@ -12,24 +14,36 @@ pub(super) fn feed_forward(
     ffn: &FeedForward,
     x: &Tensor,
     n_used: usize,
+    taps: &mut Taps,
 ) -> Tensor {
     match ffn {
         FeedForward::Dense { gate, up, down } => {
+            taps.layer_input(x, &[FfnGate, FfnUp]);
             let [gate, up] = linears(g, kernels, [gate, up], x);
-            linear(g, kernels, down, &g.swiglu(&gate, &up)) // from [n_ff, n_tokens]
+            let hidden = g.swiglu(&gate, &up); // [n_ff, n_tokens]
+            taps.layer_input(&hidden, &[FfnDown]);
+            linear(g, kernels, down, &hidden)
         }
         FeedForward::Experts { router, gate, up, down } => {
+            taps.layer_input(x, &[FfnGateInp]);
             let chosen = choose(g, kernels, router, x, n_used);
             if kernels == Kernels::Bruce
                 && let Some(out) = kernels::experts(g, [gate, up, down], x, &chosen.ids, &chosen.weights)
             {
                 return out;
             }
+            let kept = taps.keep_ids(g, &chosen.ids);
+            if let Some(ids) = &kept {
+                taps.expert_input(ids, x, ids, &[FfnGateExps, FfnUpExps]);
+            }
             let [n_embd, n_tokens, ..] = x.ne();
             let x = g.reshape(x, &[n_embd, 1, n_tokens]);
             let up = project(g, up, &x, &chosen.ids);
             let gate = project(g, gate, &x, &chosen.ids);
             let hidden = g.swiglu(&gate, &up); // [n_ff, n_used, n_tokens]
+            if let Some(ids) = &kept {
+                taps.expert_input(&hidden, &hidden, ids, &[FfnDownExps]);
+            }
             let out = project(g, down, &hidden, &chosen.ids); // [n_embd, n_used, n_tokens]
             sum_of_used(g, &g.mul(&out, &chosen.weights))
         }

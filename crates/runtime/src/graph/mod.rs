@@ -6,11 +6,16 @@
 mod attention;
 mod feed_forward;
 mod routing;
+mod taps;
 
 use crate::kernels::{self, Kernels, Matrix};
 use crate::kv_cache::KvCache;
 use crate::model::{Linear, Model};
 use ggml::{Graph, Tensor, Type};
+use model_spec::TensorRole;
+use taps::Taps;
+
+pub(crate) use taps::Tap;
 
 pub(crate) use routing::RouterOutputs;
 
@@ -27,6 +32,8 @@ pub(crate) struct BatchShape {
     pub kernels: Kernels,
     /// What the routers decide is wanted for every token.
     pub routing: bool,
+    /// Whether the inputs of its matrix products will be looked at.
+    pub tapped: bool,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -51,6 +58,8 @@ pub(crate) struct BatchGraph {
     pub logits: Option<Tensor>,
     /// One for each layer with a router, where the shape asks for it.
     pub routing: Vec<RouterOutputs>,
+    /// The inputs of all matrix products with weights, in the order of computation, where they will be looked at.
+    pub taps: Vec<Tap>,
 }
 
 /// An upper bound on the nodes of a graph of this model.
@@ -73,6 +82,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let hparams = model.hparams();
     let weights = model.weights();
     let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
+    let mut taps = Taps::new(shape.tapped);
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0 && !shape.routing;
@@ -89,20 +99,26 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let last = weights.layers.len() - 1;
     let mut watch = routing::Watch::default();
     for (index, layer) in weights.layers.iter().enumerate() {
+        taps.enter(index);
         let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
+        taps.layer_input(&normed, &[TensorRole::AttnQ, TensorRole::AttnK, TensorRole::AttnV]);
         let qkv = attention::project(g, kernels, model, layer, &normed, &inputs.positions);
         attention::store(g, cache, index, &qkv, &inputs.cells);
         if index == last && only_cache {
-            return BatchGraph { graph, shape, inputs, logits: None, routing: watch.layers };
+            let (routing, taps) = (watch.layers, taps.finish());
+            return BatchGraph { graph, shape, inputs, logits: None, routing, taps };
         }
         let mask = inputs.mask.as_ref().expect("made above, as attention follows");
-        let mut attended = attention::attend(g, model, layer, cache, index, &qkv.q, mask, shape);
+        let gathered = attention::gather(g, model, cache, index, &qkv.q, mask, shape);
+        taps.layer_input(&gathered, &[TensorRole::AttnOutput]);
+        let mut attended = linear(g, kernels, &layer.o, &gathered);
         if shape.routing {
             let (residual, next) = (g.add(&attended, &x), weights.layers.get(index + 1));
             let used = model.n_expert_used() as usize;
             watch.layer(g, (index, layer), next, &residual, hparams.rms_eps, used);
             if index == last && n_outputs == 0 {
-                return BatchGraph { graph, shape, inputs, logits: None, routing: watch.layers };
+                let (routing, taps) = (watch.layers, taps.finish());
+                return BatchGraph { graph, shape, inputs, logits: None, routing, taps };
             }
         }
         if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
@@ -112,15 +128,17 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         let residual = g.add(&attended, &x);
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
         let n_used = model.n_expert_used() as usize;
-        let fed = feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used);
+        let fed = feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used, &mut taps);
         x = g.add(&fed, &residual);
         g.name(&x, &format!("layer_out-{index}"));
     }
     let x = norm(g, &x, &weights.output_norm, hparams.rms_eps);
+    taps.global_input(&x, TensorRole::Output);
     let logits = multiply(g, kernels, &weights.output, &x); // [n_vocab, n_outputs]
     g.name(&logits, "logits");
     g.output(&logits);
-    BatchGraph { graph, shape, inputs, logits: Some(logits), routing: watch.layers }
+    let (routing, taps) = (watch.layers, taps.finish());
+    BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps }
 }
 
 fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

@@ -6,7 +6,7 @@ pub mod sampling;
 mod spelling;
 pub mod values;
 
-use crate::{bench, devices, generate, inspect, perplexity, tokenize, trace};
+use crate::{bench, devices, generate, imatrix, inspect, kl_divergence, perplexity, tokenize, trace};
 use bruce::exit::{self, UsageError, with_hint};
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
@@ -67,6 +67,10 @@ pub enum Command {
     Perplexity(Box<perplexity::Args>),
     /// Show which experts a text uses, and what caches of any size would make of it
     Trace(Box<trace::Args>),
+    /// Measure how far a model's predictions are from another's
+    KlDivergence(Box<kl_divergence::Args>),
+    /// Measure which columns of the weights matter, as llama-imatrix does
+    Imatrix(Box<imatrix::Args>),
     /// List the devices that models can run on
     Devices(devices::Args),
 }
