@@ -14,5 +14,6 @@ mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod readme;
+mod recipes;
 mod support;
 mod tidy;

@@ -24,6 +24,8 @@ pub struct Rules {
     pub tensor_types: Vec<TypeRule>,
     /// Types by layer and expert, for what no type by name fits.
     pub expert_types: Option<ExpertTypes>,
+    /// Whether attention is raised at the experts' expense in models of any number of experts (`--recipe moe`).
+    pub favour_shared: bool,
     /// Types that were worked out for single tensors; they go before all of the above but the two by role.
     pub chosen: BTreeMap<TensorId, TensorType>,
 }
