@@ -39,7 +39,7 @@ impl Rules {
     }
 
     /// The rules that fit none of the tensors, as the user wrote them.
-    pub(crate) fn unused<'a>(&'a self, ids: impl Iterator<Item = TensorId>) -> Vec<&'a str> {
+    pub(crate) fn unused(&self, ids: impl Iterator<Item = TensorId>) -> Vec<&str> {
         let names: Vec<String> = ids.map(|id| id.name()).collect();
         let unused = |rule: &&TypeRule| !names.iter().any(|name| rule.fits(name));
         self.tensor_types.iter().filter(unused).map(|rule| rule.text.as_str()).collect()
