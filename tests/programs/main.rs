@@ -16,6 +16,7 @@ mod hf_logits;
 mod llama_cpp_oracle;
 mod measure;
 mod readme;
+mod recipes;
 mod resume;
 mod support;
 mod tidy;

@@ -50,7 +50,8 @@ pub struct Graph {
     context: Arc<ContextInner>,
     /// Contexts of operands that came from elsewhere (weights, caches): they must live as long as the graph.
     operands: RefCell<Vec<Arc<ContextInner>>>,
-    /// What the custom nodes point to.
+    /// What the custom nodes point to; boxed, as the graph holds their addresses.
+    #[allow(clippy::vec_box, reason = "nodes must not move when the list grows")]
     custom: RefCell<Vec<Box<CustomNode>>>,
 }
 

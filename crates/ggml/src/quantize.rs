@@ -71,7 +71,7 @@ pub fn quantize(
     let n_rows = rows.len() / n_cols;
     assert_eq!(blocks.len(), n_rows * ty.row_bytes(n_cols), "bytes for {n_rows} rows of {n_cols}");
     assert!(importance.is_none_or(|i| i.len() == n_cols), "importances of another number of columns");
-    if let Some(index) = rows.iter().position(|x| !(x.abs() <= MAX_WEIGHT)) {
+    if let Some(index) = rows.iter().position(|x| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(x)) {
         return Err(Error::Weight { index, value: rows[index] });
     }
     let bad = |i: &&[f32]| i.iter().position(|x| !(0.0..=MAX_IMPORTANCE).contains(x));

@@ -100,6 +100,10 @@ pub struct Args {
     )]
     pub exclude_weights: Vec<String>,
 
+    /// Which tensors get more bits than others: as in llama-quantize, or, at the same size, attention rather than experts.
+    #[arg(long, value_enum, default_value_t = Mix::Llama, value_name = "RECIPE", help_heading = "Types of tensors")]
+    pub recipe: Mix,
+
     /// All tensors in the file's own type, without llama-quantize's exceptions.
     #[arg(long, help_heading = "Types of tensors")]
     pub pure: bool,
@@ -196,6 +200,15 @@ pub enum Experts {
     Stacked,
     /// One tensor per projection and expert.
     Split,
+}
+
+/// Which tensors get more bits than others.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Mix {
+    /// As llama-quantize has it.
+    Llama,
+    /// Attention before experts, whatever their number.
+    Moe,
 }
 
 /// What weights pass through.

@@ -7,6 +7,7 @@
 //! weights. What a user asks for ([`Rules`]) goes before them.
 
 mod experts;
+mod moe;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -57,6 +58,9 @@ impl Recipe<'_> {
         let mut counts = Counts::default();
         for i in order {
             types[i] = self.tensor_type(&tensors[i], &mut counts);
+        }
+        if self.rules.favour_shared && !self.rules.pure {
+            self.favour_shared(tensors, &mut types);
         }
         types
     }

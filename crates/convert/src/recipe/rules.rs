@@ -24,6 +24,8 @@ pub struct Rules {
     pub tensor_types: Vec<TypeRule>,
     /// Types by layer and expert, for what no type by name fits.
     pub expert_types: Option<ExpertTypes>,
+    /// Whether attention is raised at the experts' expense in models of any number of experts (`--recipe moe`).
+    pub favour_shared: bool,
     /// Types that were worked out for single tensors; they go before all of the above but the two by role.
     pub chosen: BTreeMap<TensorId, TensorType>,
 }
@@ -37,7 +39,7 @@ impl Rules {
     }
 
     /// The rules that fit none of the tensors, as the user wrote them.
-    pub(crate) fn unused<'a>(&'a self, ids: impl Iterator<Item = TensorId>) -> Vec<&'a str> {
+    pub(crate) fn unused(&self, ids: impl Iterator<Item = TensorId>) -> Vec<&str> {
         let names: Vec<String> = ids.map(|id| id.name()).collect();
         let unused = |rule: &&TypeRule| !names.iter().any(|name| rule.fits(name));
         self.tensor_types.iter().filter(unused).map(|rule| rule.text.as_str()).collect()
