@@ -66,7 +66,14 @@ pub fn tokenize(model: &Path, text: &str, special: bool) -> Vec<u64> {
 
 /// The greedy continuation of a prompt by at most `n` tokens; control tokens in the prompt are recognised, and no chat
 /// template is applied.
+///
+/// ggml's kernels compute it: they round as llama.cpp does.
 pub fn ask(model: &Path, prompt: &str, n: usize, n_top: usize, flags: &[&str]) -> Answer {
+    ask_with("ggml", model, prompt, n, n_top, flags)
+}
+
+/// As [`ask`], with the kernels of this name.
+pub fn ask_with(kernels: &str, model: &Path, prompt: &str, n: usize, n_top: usize, flags: &[&str]) -> Answer {
     let mut command = bruce_run();
     command.arg(model).args([
         "-p",
@@ -78,6 +85,8 @@ pub fn ask(model: &Path, prompt: &str, n: usize, n_top: usize, flags: &[&str]) -
         "0",
         "--output",
         "json",
+        "--kernels",
+        kernels,
     ]);
     command.args(["-n", &n.to_string(), "--logprobs", &n_top.to_string()]).args(flags);
     let answer: Value = serde_json::from_str(&succeed(&mut command)).expect("JSON");

@@ -141,14 +141,15 @@ fn perplexity_is_llama_cpps() {
         let Some(model) = quantized("tinymoe", file_type) else { return };
         let text = crate::support::root().join("models/tiny-moe/heldout.txt");
         let mut command = bruce_run();
-        let report = json(
-            command
-                .arg("perplexity")
-                .arg(&model)
-                .arg("-f")
-                .arg(&text)
-                .args(["-c", "256", "--chunks", "20", "--json"]),
-        );
+        let report = json(command.arg("perplexity").arg(&model).arg("-f").arg(&text).args([
+            "-c",
+            "256",
+            "--chunks",
+            "20",
+            "--kernels",
+            "ggml",
+            "--json",
+        ]));
         let found = report["perplexity"].as_f64().expect("a number");
         assert!((found - expected).abs() < 0.02, "{file_type}: found {found:.4}, expected {expected}");
     }

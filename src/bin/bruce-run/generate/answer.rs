@@ -1,19 +1,25 @@
 //! One answer: tokens chosen one by one, until something ends it.
 
 use super::logprobs::LogProbs;
+use super::lookup;
 use super::stop::StopWords;
 use super::timings::Timings;
 use runtime::sampler::Sampler;
 use runtime::session::{Logits, Session};
 use runtime::tokenizer::{TokenId, Tokenizer, Utf8Decoder};
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// A session and what was said in it.
 pub struct Engine {
     session: Session,
     sampler: Sampler,
-    /// The tokens in the session's cache.
+    /// The tokens in the session's cache, without those that are drafted.
     history: Vec<TokenId>,
+    /// Tokens in the cache behind those, computed because the text may go on like this.
+    drafted: VecDeque<TokenId>,
+    /// Which of the session's rows of logits follows the last token of `history`.
+    row: usize,
     limits: Limits,
     timings: Timings,
 }
@@ -33,6 +39,8 @@ pub struct Limits {
     pub n_logprobs: Option<usize>,
     /// Control tokens are part of the text.
     pub show_control: bool,
+    /// Tokens that are drafted at once from what the text said before; 0 for none.
+    pub n_draft: usize,
 }
 
 /// Why an answer ended.
@@ -84,7 +92,8 @@ pub struct Answer {
 impl Engine {
     /// Nothing was said yet.
     pub fn new(session: Session, sampler: Sampler, limits: Limits, timings: Timings) -> Self {
-        Engine { session, sampler, history: Vec::new(), limits, timings }
+        let (history, drafted) = (Vec::new(), VecDeque::new());
+        Engine { session, sampler, history, drafted, row: 0, limits, timings }
     }
 
     /// The session.
@@ -99,8 +108,7 @@ impl Engine {
 
     /// Forgets everything that was said.
     pub fn reset(&mut self) {
-        self.session.truncate(0);
-        self.history.clear();
+        self.forget_from(0);
         self.sampler.reset();
     }
 
@@ -147,7 +155,7 @@ impl Engine {
             if self.limits.n_predict.is_some_and(|n| answer.tokens.len() as u64 >= n) {
                 continue;
             }
-            if self.session.n_past() == self.session.n_ctx() && !self.shift(n_keep)? {
+            if self.history.len() == self.session.n_ctx() && !self.shift(n_keep)? {
                 answer.stop = Stop::Context;
                 break;
             }
@@ -193,6 +201,8 @@ impl Engine {
     fn forget_from(&mut self, n: usize) {
         self.session.truncate(n);
         self.history.truncate(n);
+        self.drafted.clear();
+        self.row = 0;
     }
 
     /// Computes several tokens behind what is there. False where it was interrupted.
@@ -206,20 +216,35 @@ impl Engine {
         went_through(done)
     }
 
-    /// Computes one token of the answer. False where it was interrupted.
+    /// Computes one token of the answer, and with it those that may follow. False where it was interrupted.
     fn decode(&mut self, id: TokenId) -> Result<bool, anyhow::Error> {
-        let start = Instant::now();
-        let done = went_through(self.session.decode(&[id], Logits::Last))?;
-        if done {
+        if self.drafted.front() == Some(&id) {
+            self.drafted.pop_front();
+            self.row += 1;
             self.history.push(id);
+            self.timings.decode.add(1, Duration::ZERO);
+            return Ok(!self.session.is_stopped());
+        }
+        let start = Instant::now();
+        let n_past = self.history.len();
+        self.forget_from(n_past);
+        self.history.push(id);
+        let n_room = self.session.n_ctx() - self.history.len();
+        let draft = lookup::draft(&self.history, self.limits.n_draft.min(n_room));
+        let batch: Vec<TokenId> = std::iter::once(id).chain(draft.iter().copied()).collect();
+        let done = went_through(self.session.decode(&batch, Logits::All))?;
+        if done {
+            self.drafted = draft.into();
             self.timings.decode.add(1, start.elapsed());
+        } else {
+            self.forget_from(n_past);
         }
         // A stop between two tokens is seen here, not by ggml.
         Ok(done && !self.session.is_stopped())
     }
 
     fn choose(&mut self, answer: &mut Answer) -> Result<TokenId, anyhow::Error> {
-        let logits = self.session.logits(0);
+        let logits = self.session.logits(self.row);
         let id = self.sampler.sample(logits)?;
         let logprobs = self.limits.n_logprobs.map(|n| LogProbs::new(logits, id, n));
         self.sampler.accept(id);

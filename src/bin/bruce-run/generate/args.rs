@@ -78,6 +78,14 @@ pub struct PromptArgs {
     #[arg(short = 'n', long, alias = "n-predict", value_name = "N", env = "LLAMA_ARG_N_PREDICT")]
     predict: Option<i64>,
 
+    /// Draft tokens from what the text said before, where it repeats itself; only what the model says too is kept
+    #[arg(long)]
+    lookup: bool,
+
+    /// With --lookup: tokens that are drafted at once [--draft]
+    #[arg(long, alias = "draft", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=62))]
+    draft_max: u32,
+
     /// Words that end an answer
     #[arg(short, long, value_name = "WORDS")]
     reverse_prompt: Vec<String>,
@@ -190,6 +198,8 @@ pub struct Config {
     pub show_control: bool,
     /// Text to be continued is repeated.
     pub show_prompt: bool,
+    /// How many tokens are drafted at once; 0 for none.
+    pub n_draft: usize,
     /// How the answer is written.
     pub output: Output,
     /// How many of the likeliest tokens are reported.
@@ -252,6 +262,7 @@ impl PromptArgs {
             parse_special: self.parse_special,
             show_control: self.special,
             show_prompt: !self.no_display_prompt,
+            n_draft: if self.lookup { self.draft_max as usize } else { 0 },
             output: self.output,
             n_logprobs: self.logprobs,
             timings: !self.no_perf,

@@ -5,6 +5,7 @@ mod args;
 mod chat;
 mod dialogue;
 mod logprobs;
+mod lookup;
 mod mode;
 mod screen;
 mod stop;
@@ -127,6 +128,7 @@ fn limits(config: &Config) -> Limits {
         n_keep: config.n_keep,
         n_logprobs: (config.output == Output::Json).then_some(config.n_logprobs).filter(|n| *n > 0),
         show_control: config.show_control,
+        n_draft: config.n_draft,
     }
 }
 
