@@ -140,7 +140,7 @@ mod tests {
         fs::write(&path, bytes).expect("a file");
         let mut reader = LogitsReader::open(&path, 5).expect("a file of logits");
         assert!(reader.next_chunk().is_ok());
-        let error = reader.next_chunk().err().expect("refused").to_string();
+        let error = reader.next_chunk().expect_err("refused").to_string();
         assert!(error.contains("row 0 of chunk 2") && error.contains("NaN"), "{error}");
     }
 }
