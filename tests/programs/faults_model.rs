@@ -12,7 +12,7 @@ use std::process::Command;
 fn command_lines_that_make_no_sense_are_usage_errors() {
     type Case<'a> = (&'a mut dyn FnMut() -> Command, &'a [&'a str], &'a str);
     let cases: [Case<'_>; 9] = [
-        (&mut bruce_quant, &[], "MODEL_DIR"),
+        (&mut bruce_quant, &[], "MODEL"),
         (&mut bruce_quant, &["model"], "quant"),
         (&mut bruce_quant, &["model", "-q", "q4_k", "--frce"], "--frce"),
         (&mut bruce_quant, &["model", "-q", "q4_k", "-t", "0"], "0"),

@@ -114,7 +114,8 @@ impl TileKernel for Careless {
 #[test]
 fn access_outside_of_operands_and_result_is_refused() {
     let weight = cpu_weight("w", &[4], &[0.0; 4]);
-    let careless: [(&str, fn(&Sources<'_>, &Output<'_>)); 4] = [
+    type Call = fn(&Sources<'_>, &Output<'_>);
+    let careless: [(&str, Call); 4] = [
         ("no operand 5", |sources, _| assert_eq!(sources.ne(5), [0; 4])),
         ("operand 0: type", |sources, _| assert_eq!(sources.values::<i32>(0), [0])),
         ("leave a result of 4", |_, output| output.write(3, &[1.0, 2.0])),
@@ -139,6 +140,6 @@ fn only_weights_in_host_memory_are_lent() {
     let context = ggml::Context::new(1);
     let tensor = context.tensor("x", Type::F32, &[4]);
     assert!(!tensor.is_host_weight(), "it has no place");
-    ggml::Buffer::allocate(ggml::BufferType::cpu(), &[tensor.clone()], "x").expect("memory");
+    ggml::Buffer::allocate(ggml::BufferType::cpu(), std::slice::from_ref(&tensor), "x").expect("memory");
     assert!(!tensor.is_host_weight(), "it is no weight");
 }

@@ -65,7 +65,12 @@ fn without_type(file_name: &str) -> &str {
     let name = file_name.strip_suffix(".gguf").unwrap_or(file_name);
     let name = gguf::SplitName::of(Path::new(file_name)).map_or(name, |part| &name[..part.prefix().len()]);
     match name.rsplit_once(['-', '.']) {
-        Some((stem, ty)) if !stem.is_empty() && FileType::from_name(ty).is_some() => stem,
+        // File types have numbers too, but no file is called by them.
+        Some((stem, ty))
+            if !stem.is_empty() && ty.parse::<u32>().is_err() && FileType::from_name(ty).is_some() =>
+        {
+            stem
+        }
         _ => name,
     }
 }

@@ -2,8 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::x86::matmul as x86;
+use crate::TensorType;
 use crate::matmul::{ActivationKind, Shape, multiply_scalar};
-use crate::{Error, TensorType};
 
 /// An instruction set with kernels of its own. All levels give the same bits.
 ///
@@ -72,34 +72,10 @@ pub(crate) fn multiply_checked(
     unsafe { run(level, ty, weights, activations, shape, out.as_mut_ptr()) }
 }
 
-/// [`multiply`](crate::matmul::multiply) to a place that several threads share, each of them writing its own columns of
-/// the same rows.
-///
-/// # Errors
-///
-/// Those of [`multiply`](crate::matmul::multiply), except that the length of the results is not known.
-///
 /// # Safety
 ///
-/// `out.add(a * out_stride + w)` must be valid for writes, aligned, and neither read nor written by anyone else meanwhile,
-/// for each row w of `weights` and a of `activations`.
-pub unsafe fn multiply_raw(
-    ty: TensorType,
-    weights: &[u8],
-    n_cols: usize,
-    activations: &[u8],
-    out: *mut f32,
-    out_stride: usize,
-) -> Result<(), Error> {
-    let shape = Shape::new(ty, weights, n_cols, activations, out_stride)?;
-    // SAFETY: as promised by the caller.
-    unsafe { run(Level::detect(), ty, weights, activations, &shape, out) };
-    Ok(())
-}
-
-/// # Safety
-///
-/// That of [`multiply_raw`], for the rows of `shape`.
+/// `out.add(a * shape.out_stride + w)` must be valid for writes, aligned, and neither read nor written by anyone else
+/// meanwhile, for each row w of `weights` and a of `activations`.
 unsafe fn run(
     level: Level,
     ty: TensorType,

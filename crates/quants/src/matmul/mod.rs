@@ -44,7 +44,7 @@ pub(crate) use scalar::{LANES as FLOAT_LANES, multiply as multiply_scalar};
 
 use crate::{Error, TensorType};
 
-pub use crate::arch::matmul::{Level, multiply_raw};
+pub use crate::arch::matmul::Level;
 
 /// Whether weights of this type can be multiplied.
 pub fn supports(ty: TensorType) -> bool {

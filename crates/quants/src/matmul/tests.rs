@@ -232,34 +232,6 @@ fn a_dot_product_depends_on_its_two_rows_only() {
     }
 }
 
-#[test]
-fn threads_share_the_rows_of_results() {
-    struct Shared(*mut f32);
-    // SAFETY: threads write disjoint columns through it.
-    #[allow(unsafe_code)]
-    unsafe impl Sync for Shared {}
-
-    let mut random = Random::new(4);
-    let (n_rows, n_acts, n_cols, ty) = (24, 6, 512, TensorType::Q4_K);
-    let weights = random_weights(ty, n_rows, n_cols, &mut random);
-    let rows = quantize_rows(ty, &random_activations(n_acts, n_cols, &mut random), n_cols);
-    let mut alone = vec![0.0; n_rows * n_acts];
-    multiply(ty, &weights, n_cols, &rows, &mut alone, n_rows).unwrap();
-    let mut together = vec![0.0; n_rows * n_acts];
-    let out = Shared(together.as_mut_ptr());
-    std::thread::scope(|scope| {
-        for (part, weights) in weights.chunks(weights.len() / 3).enumerate() {
-            let (out, rows) = (&out, &rows);
-            scope.spawn(move || {
-                // SAFETY: each thread has eight columns of its own, and the vector outlives the scope.
-                #[allow(unsafe_code)]
-                unsafe { multiply_raw(ty, weights, n_cols, rows, out.0.add(8 * part), n_rows) }.unwrap();
-            });
-        }
-    });
-    assert_eq!(together, alone);
-}
-
 /// The stated bound: (2 n + 2) roundings of the blocks' contributions, on top of the rounding of activations.
 #[test]
 fn dot_products_of_quantized_rows_are_exact_within_the_stated_bound() {
