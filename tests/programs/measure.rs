@@ -31,7 +31,11 @@ fn kl_divergence_is_llama_perplexitys() {
     // As llama-perplexity writes it: 8 chunks of 127 rows.
     assert_eq!(fs::metadata(&logits).expect("a file").len(), 20 + 8 * 256 * 4 + 8 * 127 * (8 + 2 * 2048));
 
-    let found = json(bruce_run().arg("kl-divergence").arg(&model).arg("--base").arg(&logits).arg("--json"));
+    let found = json(bruce_run().arg("kl-divergence").arg(&model).arg("--base").arg(&logits).args([
+        "--json",
+        "--kernels",
+        "ggml",
+    ]));
     assert_eq!((found["n_chunks"].as_u64(), found["n_scored"].as_u64()), (Some(8), Some(1016)));
     // What `llama-perplexity -c 256 --chunks 8` prints for the two files, on a CPU that multiplies BF16 directly.
     for (path, expected, tolerance) in [

@@ -97,7 +97,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
 
     let mut x = g.get_rows(&weights.token_embd, &inputs.tokens); // [n_embd, n_tokens]
     let last = weights.layers.len() - 1;
-    let mut watch = routing::Watch::default();
+    let mut watch = routing::Watch::new(kernels);
     for (index, layer) in weights.layers.iter().enumerate() {
         taps.enter(index);
         let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);

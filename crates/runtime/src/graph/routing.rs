@@ -3,7 +3,8 @@
 //! The routers are computed a second time for the record: they are the smallest matrices of a model, and the graph that
 //! runs without a record stays as it is.
 
-use super::norm;
+use super::{multiply, norm};
+use crate::kernels::Kernels;
 use crate::model::{FeedForward, Layer};
 use ggml::{Graph, Tensor};
 
@@ -20,13 +21,19 @@ pub(crate) struct RouterOutputs {
 }
 
 /// Watches the routers of a graph as it is built.
-#[derive(Default)]
 pub(super) struct Watch {
     pub layers: Vec<RouterOutputs>,
     early: Option<Tensor>,
+    /// Those that the graph itself computes with, so that near ties are recorded as they are decided.
+    kernels: Kernels,
 }
 
 impl Watch {
+    /// Nothing yet of a graph that computes with these kernels.
+    pub fn new(kernels: Kernels) -> Watch {
+        Watch { layers: Vec::new(), early: None, kernels }
+    }
+
     /// Records the choice of the layer numbered `index`, which routes by `residual: [n_embd, n_tokens]`, and what the router
     /// of the layer after it would choose by the same state.
     pub fn layer(
@@ -39,19 +46,27 @@ impl Watch {
         n_used: usize,
     ) {
         let early = self.early.take();
-        let Some((probabilities, ids)) = choice(g, layer, residual, eps, n_used) else { return };
+        let Some((probabilities, ids)) = self.choice(g, layer, residual, eps, n_used) else { return };
         g.output(&probabilities);
         self.layers.push(RouterOutputs { layer: index, probabilities, ids, early });
-        self.early = next.and_then(|next| choice(g, next, residual, eps, n_used)).map(|(_, ids)| ids);
+        self.early = next.and_then(|next| self.choice(g, next, residual, eps, n_used)).map(|(_, ids)| ids);
     }
-}
 
-/// Probabilities and experts taken; `None` for a dense layer.
-fn choice(g: &Graph, layer: &Layer, residual: &Tensor, eps: f32, n_used: usize) -> Option<(Tensor, Tensor)> {
-    let FeedForward::Experts { router, .. } = &layer.ffn else { return None };
-    let probabilities = g.soft_max(&g.mul_mat(router, &norm(g, residual, &layer.ffn_norm, eps)));
-    // A copy, because the scheduler only keeps results that are no views.
-    let ids = g.contiguous(&g.top_k(&probabilities, n_used));
-    g.output(&ids);
-    Some((probabilities, ids))
+    /// Probabilities and experts taken; `None` for a dense layer.
+    fn choice(
+        &self,
+        g: &Graph,
+        layer: &Layer,
+        residual: &Tensor,
+        eps: f32,
+        n_used: usize,
+    ) -> Option<(Tensor, Tensor)> {
+        let FeedForward::Experts { router, .. } = &layer.ffn else { return None };
+        let logits = multiply(g, self.kernels, router, &norm(g, residual, &layer.ffn_norm, eps));
+        let probabilities = g.soft_max(&logits);
+        // A copy, because the scheduler only keeps results that are no views.
+        let ids = g.contiguous(&g.top_k(&probabilities, n_used));
+        g.output(&ids);
+        Some((probabilities, ids))
+    }
 }
