@@ -29,3 +29,14 @@ pub enum Kernels {
     /// ggml's.
     Ggml,
 }
+
+/// Bytes of weights from which on our kernels are the default.
+const LARGE_MODEL: u64 = 1 << 30;
+
+impl Kernels {
+    /// The default for a model with so many bytes of weights: ggml's where the model is small, as speed matters little
+    /// there and the answers are llama.cpp's token by token; ours where it is large.
+    pub fn for_weights(size_bytes: u64) -> Kernels {
+        if size_bytes < LARGE_MODEL { Kernels::Ggml } else { Kernels::Bruce }
+    }
+}

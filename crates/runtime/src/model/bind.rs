@@ -268,7 +268,7 @@ impl<'a> Binder<'a> {
     /// The layout of its own that the CPU prefers for this weight.
     fn repacked(&self, weight: &Tensor, ty: TensorType, used: Use) -> Option<BufferType> {
         // Our own kernels read the layout of the file.
-        let served = self.options.kernels == Kernels::Bruce && quants::matmul::supports(ty);
+        let served = self.options.kernels == Some(Kernels::Bruce) && quants::matmul::supports(ty);
         let asked_for = self.options.placement.repack == Repack::On;
         if used == Use::Elements || (served && !asked_for) {
             return None;

@@ -29,8 +29,8 @@ pub struct ModelOptions {
     pub n_expert_used: Option<u32>,
     /// Rotary embedding, instead of what the file says.
     pub rope: RopeOverrides,
-    /// Whose kernels multiply on the CPU.
-    pub kernels: Kernels,
+    /// Whose kernels multiply on the CPU; by the model's size where `None`.
+    pub kernels: Option<Kernels>,
 }
 
 impl Default for ModelOptions {
@@ -42,7 +42,7 @@ impl Default for ModelOptions {
             placement: PlacementOptions::default(),
             n_expert_used: None,
             rope: RopeOverrides::default(),
-            kernels: Kernels::default(),
+            kernels: None,
         }
     }
 }
@@ -183,6 +183,9 @@ impl Model {
         let hparams = HyperParams::from_gguf(&gguf)?;
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())
             .map_err(|source| Error::Tokenizer { path: path.to_path_buf(), source })?;
+        let size_bytes = gguf.tensors().iter().map(|tensor| tensor.size).sum();
+        let kernels = options.kernels.unwrap_or_else(|| Kernels::for_weights(size_bytes));
+        let options = &ModelOptions { kernels: Some(kernels), ..options.clone() };
         let n_expert_used = experts_used(&hparams, options.n_expert_used)?;
         let rope = rope(&hparams, &options.rope);
         let placement = Placement::plan(&hparams, gguf.tensors(), &options.placement)?;
@@ -199,7 +202,7 @@ impl Model {
             weights: loaded.weights,
             placement,
             sizes: loaded.sizes,
-            kernels: options.kernels,
+            kernels,
         }))
     }
 

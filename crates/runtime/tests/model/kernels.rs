@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn with(path: &Path, kernels: Kernels) -> Arc<Model> {
-    load(path, &ModelOptions { kernels, ..plain() })
+    load(path, &ModelOptions { kernels: Some(kernels), ..plain() })
 }
 
 /// Logits of every token of the prompt, read in micro-batches of `n_ubatch` by `n_threads` threads.
@@ -75,7 +75,7 @@ fn any_number_of_experts_is_summed_up() {
     let file = tiny_moe("f32", Stacked);
     for n in [1, 3, 4] {
         let on = |kernels| {
-            let options = ModelOptions { kernels, n_expert_used: Some(n), ..plain() };
+            let options = ModelOptions { kernels: Some(kernels), n_expert_used: Some(n), ..plain() };
             let model = load(&file.path, &options);
             answers(&model, &mut session(&model))
         };
@@ -89,11 +89,19 @@ fn weights_that_ours_read_are_not_copied_to_be_repacked() {
     let file = tiny_moe("q4_k", Stacked);
     let automatic = |kernels| {
         let placement = PlacementOptions { repack: Repack::Auto, ..Default::default() };
-        load(&file.path, &ModelOptions { kernels, placement, ..Default::default() })
+        load(&file.path, &ModelOptions { kernels: Some(kernels), placement, ..Default::default() })
     };
     let model = automatic(Kernels::Bruce);
     assert_eq!(model.sizes(), [("CPU".to_owned(), model.size_bytes())]);
     let asked_for = PlacementOptions { repack: Repack::On, ..Default::default() };
     let model = load(&file.path, &ModelOptions { placement: asked_for, ..Default::default() });
     assert!(model.sizes().len() > 1, "{:?}", model.sizes());
+}
+
+#[test]
+fn small_models_keep_the_kernels_of_llama_cpp() {
+    let file = tiny_moe("q4_k", Stacked);
+    assert_eq!(load(&file.path, &ModelOptions::default()).kernels(), Kernels::Ggml);
+    assert_eq!(Kernels::for_weights((1 << 30) - 1), Kernels::Ggml);
+    assert_eq!(Kernels::for_weights(1 << 30), Kernels::Bruce);
 }

@@ -75,7 +75,7 @@ fn a_device_changes_nothing_but_the_place() {
             ..placement
         },
         // The stand-in computes with ggml's kernels, as the host must then too.
-        kernels: Kernels::Ggml,
+        kernels: Some(Kernels::Ggml),
         ..ModelOptions::default()
     };
     let host = on(PlacementOptions { devices: Some(Vec::new()), ..Default::default() });
@@ -136,7 +136,10 @@ fn host_kernels_work_beside_devices() {
     let on = |placement: PlacementOptions| {
         let devices = placement.devices.or_else(|| Some(names.clone()));
         let placement = PlacementOptions { repack: Repack::Off, devices, ..placement };
-        answer_of(&file.path, &ModelOptions { placement, ..ModelOptions::default() })
+        answer_of(
+            &file.path,
+            &ModelOptions { placement, kernels: Some(Kernels::Bruce), ..Default::default() },
+        )
     };
     let expected = on(PlacementOptions { devices: Some(Vec::new()), ..Default::default() });
     let apart = vec![(Regex::new(r"blk\.1\.ffn_up\.[13]\.").expect("a regex"), first)];

@@ -91,7 +91,7 @@ impl<'a> Bench<'a> {
         let options = ModelOptions {
             use_mmap: load.use_mmap,
             n_expert_used: self.args.experts,
-            kernels: load.kernels,
+            kernels: Some(load.kernels),
             placement: PlacementOptions {
                 n_gpu_layers: load.n_gpu_layers,
                 n_cpu_moe: load.n_cpu_moe,

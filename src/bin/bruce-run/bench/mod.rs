@@ -249,12 +249,13 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
     }
     let mut tests = Vec::new();
     for model in models {
+        let usual = Kernels::for_weights(std::fs::metadata(model).map_or(0, |file| file.len()));
         for load in &loads {
             let all = product(&n_batch, &n_ubatch);
             for ((n_batch, n_ubatch), (type_k, type_v)) in product(&all, &product(&type_k, &type_v)) {
                 for (flash_attention, n_threads) in product(&flash_attn, &n_threads) {
                     for (n_depth, (n_prompt, n_gen)) in product(&n_depth, &pairs) {
-                        for kernels in or_default(args.kernels.clone(), Kernels::default()) {
+                        for kernels in or_default(args.kernels.clone(), usual) {
                             let (model, load) = (model.clone(), Load { kernels, ..load.clone() });
                             tests.push(Test {
                                 model,

@@ -78,7 +78,8 @@ pub struct LoadArgs {
     #[arg(long, env = "LLAMA_ARG_MLOCK", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     mlock: bool,
 
-    /// Whose code multiplies with weights on the CPU: bruce (fast, from the file's layout) or ggml [default: bruce]
+    /// Whose code multiplies with weights on the CPU: bruce (fast, from the file's layout) or ggml (as llama.cpp does)
+    /// [default: bruce from 1 GiB of weights on]
     #[arg(long, value_name = "NAME", value_parser = kernels_parser())]
     kernels: Option<Kernels>,
 
@@ -281,7 +282,7 @@ impl LoadArgs {
             use_mmap,
             mlock,
             check_tensors: self.check_tensors,
-            kernels: self.kernels.unwrap_or_default(),
+            kernels: self.kernels,
             placement: placement.options(),
             n_expert_used: self.experts,
             rope: RopeOverrides {
