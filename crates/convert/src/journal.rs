@@ -33,9 +33,7 @@ pub(crate) struct Journal {
 
 /// Where the journal of a run is whose first output is `target`.
 pub(crate) fn path_for(target: &Path) -> PathBuf {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let end = (0..=name.len().min(200)).rfind(|end| name.is_char_boundary(*end)).unwrap_or(0);
-    target.with_file_name(format!(".{}.journal", &name[..end]))
+    gguf::hidden_name(target, ".journal")
 }
 
 impl Journal {

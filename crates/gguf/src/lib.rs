@@ -54,4 +54,4 @@ pub use partial::{PartialFile, discard_partial_files};
 pub use reader::Gguf;
 pub use split::SplitName;
 pub use value::{Array, Value};
-pub use writer::{Overwrite, Writer};
+pub use writer::{Overwrite, Writer, hidden_name};

@@ -336,7 +336,7 @@ fn check_target(target: &Path, overwrite: Overwrite) -> Result<(), Error> {
 const MAX_STEM: usize = 200;
 
 /// A hidden name beside `target`, made of its name and an ending.
-pub(crate) fn hidden_name(target: &Path, ending: &str) -> PathBuf {
+pub fn hidden_name(target: &Path, ending: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let stem_end = (0..=name.len().min(MAX_STEM)).rfind(|end| name.is_char_boundary(*end)).unwrap_or(0);
     directory_of(target).join(format!(".{}{ending}", &name[..stem_end]))
