@@ -11,6 +11,7 @@ pub mod residency;
 pub mod routing;
 pub mod sampler;
 pub mod session;
+pub mod slots;
 pub mod tokenizer;
 
 pub use error::Error;
