@@ -7,6 +7,7 @@
 mod answer;
 mod answers;
 mod commands;
+mod expert_slots;
 mod faults_model;
 mod faults_output;
 mod faults_system;

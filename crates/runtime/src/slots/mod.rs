@@ -59,6 +59,7 @@ pub struct SlotCache {
     state: Mutex<State>,
     /// `None` where experts stay where they are.
     uploader: Option<Uploader>,
+    spares_the_cpu: bool,
 }
 
 struct State {
@@ -100,7 +101,14 @@ impl SlotCache {
             running: RwLock::new(()),
             state: Mutex::new(state),
             uploader: moves.then(|| Uploader::new(gguf)),
+            spares_the_cpu,
         }
+    }
+
+    /// Whether the CPU leaves out what devices compute. ggml's kernels can't, nor is there another for every type: the
+    /// CPU then computes every choice, and slots save no time.
+    pub fn spares_the_cpu(&self) -> bool {
+        self.spares_the_cpu
     }
 
     /// What happened so far.

@@ -99,6 +99,7 @@ fn missing_experts_are_computed_by_our_kernels() {
                 let statistics = model.slots().expect("slots").statistics();
                 assert!(statistics.hits > 0 && statistics.misses > 0, "{n} slots: {statistics:?}");
                 assert_eq!((statistics.promotions, statistics.uploaded_bytes), (0, 0));
+                assert!(model.slots().expect("slots").spares_the_cpu());
             }
             // No slots and slots for all are the placements that there were before.
             let mut without = on(ExpertSlots::Uniform(0));
@@ -191,6 +192,7 @@ fn experts_move_while_tokens_are_computed_and_change_nothing() {
             let model = load(&file.path, &on);
             let slots = model.slots().expect("slots");
             let before = slots.experts();
+            assert!(!slots.spares_the_cpu(), "ggml's kernels compute everything");
             let found = token_by_token(&model, 120, || ());
             assert_eq!(difference(&expected, &found), 0.0, "{n} slots, {layout:?}");
             slots.settle();

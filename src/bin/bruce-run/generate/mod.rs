@@ -47,6 +47,12 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
         eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
     }
+    if model.slots().is_some_and(|slots| !slots.spares_the_cpu()) {
+        eprintln!(
+            "warning: slots for experts save no time here: the CPU's kernels (--kernels ggml, or for a type that bruce has \
+             none for) compute every expert a token takes"
+        );
+    }
     let template = template(&config, &model)?;
     let mode = decide(&config, template.is_some())?;
     let mut session = Session::new(&model, &args.context.options()).map_err(crate::advise)?;
