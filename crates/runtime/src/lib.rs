@@ -1,5 +1,6 @@
 //! Runs a GGUF model on ggml: weights, placement, graph, session, sampler, tokenizer, chat template.
 
+pub mod bandwidth;
 pub mod chat;
 mod error;
 mod graph;

@@ -122,11 +122,11 @@ impl Session {
         let kv_bytes = KvCache::host_bytes(hparams, model.placement(), n_ctx, type_k, type_v);
         check_memory(n_ctx, kv_bytes, 0)?;
 
-        let threads = |wanted: u32| if wanted == 0 { default_threads() } else { wanted as usize };
-        let pool = new_pool(threads(options.n_threads))?;
-        let n_batch =
-            if options.n_threads_batch == 0 { pool.n_threads() } else { options.n_threads_batch as usize };
-        let pool_batch = if n_batch == pool.n_threads() { Arc::clone(&pool) } else { new_pool(n_batch)? };
+        let pool = new_pool(options.n_threads)?;
+        let pool_batch = match options.n_threads_batch {
+            n if n == 0 || n as usize == pool.n_threads() => Arc::clone(&pool),
+            n => new_pool(n)?,
+        };
 
         let stop = Arc::new(AtomicBool::new(false));
         let mut backends = Vec::new();
@@ -445,7 +445,9 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-fn new_pool(n_threads: usize) -> Result<Arc<ThreadPool>, Error> {
+/// So many threads, or one for each core where the number is 0.
+pub(crate) fn new_pool(wanted: u32) -> Result<Arc<ThreadPool>, Error> {
+    let n_threads = if wanted == 0 { default_threads() } else { wanted as usize };
     ThreadPool::new(n_threads).map(Arc::new).ok_or_else(|| Error::Option {
         option: "--threads",
         found: n_threads.to_string(),

@@ -1,8 +1,8 @@
 //! One test: what is computed, how often, and how long it took.
 
-use super::limits::Memory;
 use super::stats::Samples;
 use super::{Args, Load, Test};
+use runtime::bandwidth::Memory;
 use runtime::model::{Model, ModelOptions};
 use runtime::residency::PlacementOptions;
 use runtime::session::{Logits, Session, SessionOptions};
@@ -31,7 +31,7 @@ pub struct Outcome {
 impl<'a> Bench<'a> {
     /// Nothing is loaded yet.
     pub fn new(args: &'a Args) -> Self {
-        let memory = (!args.kernels.is_empty()).then(Memory::new);
+        let memory = (!args.kernels.is_empty()).then(Memory::default);
         Bench { args, loaded: Vec::new(), memory, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) }
     }
 

@@ -1,0 +1,139 @@
+//! How fast a device multiplies weights with the activations of one token, as decoding does.
+//!
+//! That is bound by reading on most machines, but not on all, and not for all types: so it is measured with the kernels
+//! that will run, on weights of the file.
+
+use super::median;
+use crate::Error;
+use crate::graph;
+use crate::kernels::Kernels;
+use ggml::{Backend, Buffer, BufferType, Context, Device, DeviceKind, Graph, Scheduler, ThreadPool, Type};
+use quants::TensorType;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes of weights that are multiplied in a pass, where there is room for them: more than caches hold for long.
+const PASS_BYTES: u64 = 192 << 20;
+/// How long is measured, after a pass that is not counted.
+const TIME: Duration = Duration::from_millis(80);
+const MIN_PASSES: usize = 3;
+
+/// Rows of a tensor of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    /// Their type.
+    pub ty: TensorType,
+    /// Weights of a row.
+    pub n_cols: u64,
+    /// Whole rows.
+    pub bytes: &'a [u8],
+}
+
+/// What multiplies.
+pub struct Multiplier {
+    device: Device,
+    memory: BufferType,
+    kernels: Kernels,
+    pool: Arc<ThreadPool>,
+    room_bytes: u64,
+}
+
+impl Multiplier {
+    /// `device` with weights in `memory`, using at most `room_bytes` of it; `n_threads` are the CPU's.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where so many threads can't be started.
+    pub fn new(
+        device: Device,
+        memory: BufferType,
+        kernels: Kernels,
+        n_threads: u32,
+        room_bytes: u64,
+    ) -> Result<Multiplier, Error> {
+        let kernels = if device.kind() == DeviceKind::Cpu { kernels } else { Kernels::Ggml };
+        let pool = crate::session::new_pool(n_threads)?;
+        Ok(Multiplier { device, memory, kernels, pool, room_bytes })
+    }
+
+    /// Bytes of weights a second; `None` where there is no room to measure.
+    ///
+    /// # Errors
+    /// Where memory is short after all, or the device fails.
+    pub fn rate(&self, sample: Sample<'_>) -> Result<Option<f64>, Error> {
+        let row_bytes = sample.ty.row_bytes(sample.n_cols).unwrap_or(0);
+        let whole_rows = sample.bytes.len() as u64 / row_bytes.max(1);
+        // The bytes are needed twice while they are put in place.
+        let n_rows = PASS_BYTES.min(self.room_bytes / 2) / row_bytes.max(1);
+        if whole_rows == 0 || n_rows == 0 {
+            return Ok(None);
+        }
+        let context = Context::new(1);
+        let ne = [sample.n_cols as usize, n_rows as usize];
+        let weights = context.tensor("sample", Type::from_id(sample.ty.id())?, &ne);
+        Buffer::allocate(self.memory, &[weights.clone()], "a measurement")?.set_weights();
+        let rows = &sample.bytes[..(whole_rows * row_bytes) as usize];
+        let n_bytes = (n_rows * row_bytes) as usize;
+        let repeated: Vec<u8> = rows.iter().copied().cycle().take(n_bytes).collect();
+        weights.write(0, &repeated);
+        drop(repeated);
+
+        let graph = Graph::new(16);
+        let x = graph.input("x", Type::F32, &[ne[0], 1]);
+        let product = graph::multiply(&graph, self.kernels, &weights, &x);
+        graph.output(&product);
+        graph.expand(&product);
+        let mut scheduler = self.scheduler()?;
+        scheduler.allocate(&graph)?;
+        x.write_values(&(0..ne[0]).map(|i| 1.0 - (i % 3) as f32).collect::<Vec<f32>>());
+        scheduler.compute(&graph)?;
+        let start = Instant::now();
+        let mut rates = Vec::new();
+        let mut result = [0.0];
+        while rates.len() < MIN_PASSES || start.elapsed() < TIME {
+            let pass = Instant::now();
+            scheduler.compute(&graph)?;
+            product.read_values(0, &mut result); // waits for the device
+            rates.push(n_bytes as f64 / pass.elapsed().as_secs_f64().max(1e-9));
+        }
+        Ok(Some(median(rates)))
+    }
+
+    fn scheduler(&self) -> Result<Scheduler, Error> {
+        let cpu =
+            Device::find(DeviceKind::Cpu).ok_or(ggml::Error::NoCpuBackend { searched: String::new() })?;
+        let mut backends = Vec::new();
+        if self.device != cpu {
+            backends.push(Backend::new(self.device)?);
+        }
+        backends.push(Backend::new(cpu)?);
+        for backend in &mut backends {
+            backend.set_threads(&self.pool);
+        }
+        Ok(Scheduler::new(backends, 16, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(device: Device, kernels: Kernels, room_bytes: u64) -> Option<f64> {
+        let multiplier =
+            Multiplier::new(device, device.buffer_type(), kernels, 1, room_bytes).expect("threads");
+        let bytes = vec![0; 34 * 8 * 3];
+        let sample = Sample { ty: TensorType::Q8_0, n_cols: 256, bytes: &bytes };
+        multiplier.rate(sample).expect("measured")
+    }
+
+    #[test]
+    fn host_and_device_have_a_rate_with_either_kernels() {
+        ggml::load_backends().expect("a CPU");
+        let cpu = Device::find(DeviceKind::Cpu).expect("a CPU");
+        let device = ggml::stand_in::register(1, 16 << 20).expect("registered")[0];
+        for (device, kernels) in [(cpu, Kernels::Bruce), (cpu, Kernels::Ggml), (device, Kernels::Bruce)] {
+            let rate = rates(device, kernels, 8 << 20).expect("room");
+            assert!(rate > 1e6 && rate < 1e13, "{device:?} {kernels:?}: {rate}");
+        }
+        assert_eq!(rates(cpu, Kernels::Bruce, 0), None);
+    }
+}
