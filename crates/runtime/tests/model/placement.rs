@@ -203,9 +203,10 @@ fn the_demand_of_a_file_is_all_of_its_bytes_in_both_layouts() {
         let file = tiny_moe("q8_0", layout);
         let model = load(&file.path, &plain());
         let tensors = model.gguf().tensors();
-        let demand = Demand::new(model.hparams(), tensors, 2, 0, |layer, _| (layer == 1).then_some(0.75));
-        let experts: u64 = demand.experts.iter().map(|item| item.size_bytes).sum();
-        assert_eq!(demand.dense_bytes + demand.table_bytes + experts, model.size_bytes());
+        let demand = Demand::new(model.hparams(), tensors, 2, |layer, _| (layer == 1).then_some(0.75));
+        let dense: u64 = demand.dense_bytes.iter().sum();
+        assert_eq!(dense + demand.table_bytes + demand.expert_bytes(), model.size_bytes());
+        assert_eq!(demand.n_layer(), 3);
         demand
     };
     let stacked = demand(Stacked);
