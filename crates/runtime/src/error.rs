@@ -1,5 +1,6 @@
 //! Why a model can't be loaded or run.
 
+use crate::residency::budget::Usage;
 use std::path::PathBuf;
 
 /// An error of the runtime, with the evidence.
@@ -90,6 +91,25 @@ pub enum Error {
         compute_bytes: u64,
         /// What the machine (or the cgroup) has.
         available_bytes: u64,
+    },
+    /// The least that a model needs, with experts read from the file, is more than may be used.
+    #[error(
+        "the model needs {} bytes of memory at least ({} for weights that every token reads, {} for experts, {} for the KV cache, {} for computing), and {available_bytes} may be used; use a smaller -c, or -ctk q8_0 -ctv q8_0",
+        needed.total_bytes(), needed.dense_bytes, needed.expert_bytes + needed.staging_bytes, needed.cache_bytes, needed.compute_bytes
+    )]
+    Shortage {
+        /// In the host's memory.
+        needed: Box<Usage>,
+        /// There.
+        available_bytes: u64,
+    },
+    /// The model file can't be read.
+    #[error("{}: cannot read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// More tokens than the context has room for.
     #[error(

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::residency::Placement;
+use crate::session::{SessionOptions, cache_types};
 use ggml::{Buffer, BufferType, Context, Tensor, Type};
 use model_spec::HyperParams;
 
@@ -64,6 +65,20 @@ impl KvCache {
         let (keys, values) = &self.layers[index];
         (keys, values)
     }
+}
+
+/// Bytes of one layer's `n_ctx` cells.
+///
+/// # Errors
+/// [`Error::Option`] where the cache can't have these types.
+pub(crate) fn layer_bytes(
+    hparams: &HyperParams,
+    n_ctx: usize,
+    options: &SessionOptions,
+) -> Result<u64, Error> {
+    let (type_k, type_v) = cache_types(hparams, options)?;
+    let (k, v) = widths(hparams);
+    Ok((type_k.row_bytes(k) + type_v.row_bytes(v)) as u64 * n_ctx as u64)
 }
 
 fn widths(hparams: &HyperParams) -> (usize, usize) {

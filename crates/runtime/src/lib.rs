@@ -8,6 +8,7 @@ pub mod kernels;
 mod kv_cache;
 pub mod memory;
 pub mod model;
+pub mod plan;
 pub mod residency;
 pub mod routing;
 pub mod sampler;

@@ -107,7 +107,7 @@ pub struct Session {
 }
 
 /// Contexts grow in steps of this many cells, and so does what attention looks at; a graph serves until the next step.
-const KV_STEP: usize = 256;
+pub(crate) const KV_STEP: usize = 256;
 
 impl Session {
     /// An empty context for `model`.
@@ -456,7 +456,7 @@ pub(crate) fn new_pool(wanted: u32) -> Result<Arc<ThreadPool>, Error> {
 }
 
 /// Types that the cache may have: those that rows can be written in and attention can read.
-fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type, Type), Error> {
+pub(crate) fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type, Type), Error> {
     use TensorType::*;
     let allowed = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL];
     let check = |option: &'static str, ty: TensorType, head_dim: u32| {

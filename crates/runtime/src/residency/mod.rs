@@ -64,8 +64,13 @@ pub struct PlacementOptions {
     pub tensor_split: Vec<f32>,
 }
 
-/// Free memory of a device that is left alone, for its compute buffers and the KV cache.
+/// Free memory of a device that is left alone where nothing is planned, for its compute buffers and the KV cache.
 const DEVICE_RESERVE_BYTES: u64 = 512 << 20;
+
+/// Of `free_bytes` of a device's memory, what a plan leaves alone: drivers and libraries take memory that nobody tells.
+pub(crate) fn reserve_bytes(free_bytes: u64) -> u64 {
+    (free_bytes / 16).min(256 << 20)
+}
 
 /// The finished map.
 #[derive(Debug)]
@@ -233,7 +238,7 @@ fn names(devices: &[Device]) -> String {
     }
 }
 
-fn chosen_devices(wanted: Option<&[String]>) -> Result<Vec<Device>, Error> {
+pub(crate) fn chosen_devices(wanted: Option<&[String]>) -> Result<Vec<Device>, Error> {
     let all = gpus();
     let Some(wanted) = wanted else {
         // An integrated GPU shares the host's memory and only pays where there is no card.
