@@ -12,6 +12,7 @@ mod kl_divergence;
 mod logits_file;
 mod parallel;
 mod perplexity;
+mod plan;
 mod tokenize;
 mod trace;
 
@@ -83,6 +84,21 @@ fn advise(error: runtime::Error) -> anyhow::Error {
                 "a context of {n_ctx} tokens needs {needed} ({kv} for the KV cache, {compute} for computing), and {available} are free"
             );
             exit::with_hint(error, "use a smaller context (-c), or a smaller cache (-ctk q8_0 -ctv q8_0)")
+        }
+        runtime::Error::Shortage { needed, available_bytes } => {
+            let parts: Vec<String> = runtime::plan::in_words(&needed)
+                .into_iter()
+                .map(|(what, size)| format!("{} for {what}", bytes(size)))
+                .collect();
+            let (all, available) = (bytes(needed.total_bytes()), bytes(available_bytes));
+            let error = anyhow::anyhow!(
+                "the model needs {all} of memory at least ({}), and {available} may be used",
+                parts.join(", ")
+            );
+            exit::with_hint(
+                error,
+                "use a smaller context (-c), a smaller cache (-ctk q8_0 -ctv q8_0), or a smaller -q",
+            )
         }
         other => other.into(),
     }
