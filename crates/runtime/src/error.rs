@@ -78,9 +78,11 @@ pub enum Error {
     },
     /// The context and its buffers don't fit in memory.
     #[error(
-        "a context of {n_ctx} tokens needs {needed_bytes} bytes ({kv_bytes} for the KV cache, {compute_bytes} for computing), but {available_bytes} are free; use a smaller -c, or -ctk q8_0 -ctv q8_0"
+        "{place}: a context of {n_ctx} tokens needs {needed_bytes} bytes ({kv_bytes} for the KV cache, {compute_bytes} for computing), but {available_bytes} are free; use a smaller -c, or -ctk q8_0 -ctv q8_0"
     )]
     ContextMemory {
+        /// The kind of memory: `CPU`, `CUDA0`, ...
+        place: String,
         /// Tokens asked for.
         n_ctx: u32,
         /// All in all.
@@ -89,7 +91,17 @@ pub enum Error {
         kv_bytes: u64,
         /// The compute buffers' part.
         compute_bytes: u64,
-        /// What the machine (or the cgroup) has.
+        /// What the device, or the machine (or its cgroup), has.
+        available_bytes: u64,
+    },
+    /// Weights that are copied don't fit.
+    #[error("{place}: {needed_bytes} bytes are needed for weights, but {available_bytes} are free")]
+    WeightMemory {
+        /// The kind of memory: `CPU`, `CUDA0`, ...
+        place: String,
+        /// All weights that are to go there.
+        needed_bytes: u64,
+        /// What the device, or the machine (or its cgroup), has.
         available_bytes: u64,
     },
     /// The least that a model needs, with experts read from the file, is more than may be used.

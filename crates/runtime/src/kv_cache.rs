@@ -13,18 +13,25 @@ pub(crate) struct KvCache {
 }
 
 impl KvCache {
-    /// Bytes of host memory that `n_ctx` cells take.
-    pub fn host_bytes(
+    /// Bytes that `n_ctx` cells take, by kind of memory.
+    pub fn sizes(
         hparams: &HyperParams,
         placement: &Placement,
         n_ctx: usize,
         type_k: Type,
         type_v: Type,
-    ) -> u64 {
+    ) -> Vec<(BufferType, u64)> {
         let (k, v) = widths(hparams);
-        let cell = type_k.row_bytes(k) + type_v.row_bytes(v);
-        let n_layers = (0..hparams.n_layer).filter(|layer| placement.place_cache(*layer).is_host()).count();
-        cell as u64 * n_ctx as u64 * n_layers as u64
+        let of_layer = (type_k.row_bytes(k) + type_v.row_bytes(v)) as u64 * n_ctx as u64;
+        let mut sizes: Vec<(BufferType, u64)> = Vec::new();
+        for layer in 0..hparams.n_layer {
+            let place = placement.place_cache(layer);
+            match sizes.iter_mut().find(|(at, _)| *at == place) {
+                Some((_, sum)) => *sum += of_layer,
+                None => sizes.push((place, of_layer)),
+            }
+        }
+        sizes
     }
 
     /// Allocates `n_ctx` cells, each layer's where its attention is computed.

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::graph::{self, BatchGraph, BatchShape};
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
-use crate::memory;
+use crate::memory::Free;
 use crate::model::Model;
 use crate::routing::LayerRouting;
 use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
@@ -119,8 +119,9 @@ impl Session {
         let (type_k, type_v) = cache_types(hparams, options)?;
         let n_ctx = if options.n_ctx == 0 { hparams.n_ctx_train } else { options.n_ctx };
         let n_ctx = (n_ctx as usize).next_multiple_of(KV_STEP);
-        let kv_bytes = KvCache::host_bytes(hparams, model.placement(), n_ctx, type_k, type_v);
-        check_memory(n_ctx, kv_bytes, 0)?;
+        let caches = KvCache::sizes(hparams, model.placement(), n_ctx, type_k, type_v);
+        let free = Free::now(model.placement().devices());
+        free.check_context(n_ctx, &caches, &[])?;
 
         let pool = new_pool(options.n_threads)?;
         let pool_batch = match options.n_threads_batch {
@@ -153,8 +154,7 @@ impl Session {
             tapped: false,
         };
         let measured = graph::build(model, &cache, largest).graph;
-        let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
-        check_memory(n_ctx, kv_bytes, compute)?;
+        free.check_context(n_ctx, &caches, &scheduler.measure(measured))?;
         scheduler.reserve(graph::build(model, &cache, largest).graph)?;
         Ok(Session {
             current: None,
@@ -480,21 +480,6 @@ pub(crate) fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Re
         });
     }
     Ok((type_k, type_v))
-}
-
-/// Refuses what is sure not to fit in the host's memory, before it is touched; devices say so themselves.
-fn check_memory(n_ctx: usize, kv_bytes: u64, compute_bytes: u64) -> Result<(), Error> {
-    let needed_bytes = kv_bytes.saturating_add(compute_bytes);
-    match memory::available_bytes() {
-        Some(available_bytes) if needed_bytes > available_bytes => Err(Error::ContextMemory {
-            n_ctx: n_ctx as u32,
-            needed_bytes,
-            kv_bytes,
-            compute_bytes,
-            available_bytes,
-        }),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

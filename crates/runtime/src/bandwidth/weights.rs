@@ -3,20 +3,23 @@
 //! That is bound by reading on most machines, but not on all, and not for all types: so it is measured with the kernels
 //! that will run, on weights of the file.
 
-use super::median;
 use crate::Error;
 use crate::graph;
 use crate::kernels::Kernels;
-use ggml::{Backend, Buffer, BufferType, Context, Device, DeviceKind, Graph, Scheduler, ThreadPool, Type};
+use ggml::{
+    Backend, Buffer, BufferType, Context, Device, DeviceKind, Graph, Scheduler, Tensor, ThreadPool, Type,
+};
 use quants::TensorType;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of weights that are multiplied in a pass, where there is room for them: more than caches hold for long.
-const PASS_BYTES: u64 = 192 << 20;
-/// How long is measured, after a pass that is not counted.
-const TIME: Duration = Duration::from_millis(80);
-const MIN_PASSES: usize = 3;
+/// Matrices that are multiplied in turns, together more than caches hold for long, and bytes of each where there is room.
+/// A pass is short, so that among some of them one is not held up by whatever else runs.
+const N_TENSORS: usize = 6;
+const TENSOR_BYTES: u64 = 32 << 20;
+/// How long is measured.
+const TIME: Duration = Duration::from_millis(120);
+const MIN_PASSES: usize = 3 * N_TENSORS;
 
 /// Rows of a tensor of the file.
 #[derive(Clone, Copy, Debug)]
@@ -32,70 +35,79 @@ pub struct Sample<'a> {
 /// What multiplies.
 pub struct Multiplier {
     device: Device,
-    memory: BufferType,
     kernels: Kernels,
     pool: Arc<ThreadPool>,
     room_bytes: u64,
 }
 
 impl Multiplier {
-    /// `device` with weights in `memory`, using at most `room_bytes` of it; `n_threads` are the CPU's.
+    /// `device`, using at most `room_bytes` of its memory; `n_threads` are the CPU's.
     ///
     /// # Errors
     /// [`Error::Option`] where so many threads can't be started.
     pub fn new(
         device: Device,
-        memory: BufferType,
         kernels: Kernels,
         n_threads: u32,
         room_bytes: u64,
     ) -> Result<Multiplier, Error> {
         let kernels = if device.kind() == DeviceKind::Cpu { kernels } else { Kernels::Ggml };
         let pool = crate::session::new_pool(n_threads)?;
-        Ok(Multiplier { device, memory, kernels, pool, room_bytes })
+        Ok(Multiplier { device, kernels, pool, room_bytes })
     }
 
-    /// Bytes of weights a second; `None` where there is no room to measure.
+    /// Bytes of weights a second in the better passes, where they lie in the first of the `layouts` that the device multiplies them from, or
+    /// else in its usual one; `None` where there is no room to measure.
     ///
     /// # Errors
     /// Where memory is short after all, or the device fails.
-    pub fn rate(&self, sample: Sample<'_>) -> Result<Option<f64>, Error> {
+    pub fn rate(&self, sample: Sample<'_>, layouts: &[BufferType]) -> Result<Option<f64>, Error> {
         let row_bytes = sample.ty.row_bytes(sample.n_cols).unwrap_or(0);
         let whole_rows = sample.bytes.len() as u64 / row_bytes.max(1);
-        // The bytes are needed twice while they are put in place.
-        let n_rows = PASS_BYTES.min(self.room_bytes / 2) / row_bytes.max(1);
+        // One more while they are put in place.
+        let n_rows = TENSOR_BYTES.min(self.room_bytes / (N_TENSORS as u64 + 1)) / row_bytes.max(1);
         if whole_rows == 0 || n_rows == 0 {
             return Ok(None);
         }
-        let context = Context::new(1);
+        let ty = Type::from_id(sample.ty.id())?;
+        let context = Context::new(N_TENSORS);
         let ne = [sample.n_cols as usize, n_rows as usize];
-        let weights = context.tensor("sample", Type::from_id(sample.ty.id())?, &ne);
-        Buffer::allocate(self.memory, &[weights.clone()], "a measurement")?.set_weights();
+        let tensor = |i: usize| context.tensor(&format!("sample{i}"), ty, &ne);
+        let weights: Vec<Tensor> = (0..N_TENSORS).map(tensor).collect();
+        let mut layouts = layouts.iter().copied();
+        let layout = layouts.find(|layout| self.device.multiplies_from(*layout, &weights[0], false));
+        let layout = layout.unwrap_or_else(|| self.device.buffer_type());
+        Buffer::allocate(layout, &weights, "a measurement")?.set_weights();
         let rows = &sample.bytes[..(whole_rows * row_bytes) as usize];
         let n_bytes = (n_rows * row_bytes) as usize;
         let repeated: Vec<u8> = rows.iter().copied().cycle().take(n_bytes).collect();
-        weights.write(0, &repeated);
-        drop(repeated);
+        weights.iter().for_each(|weights| weights.write(0, &repeated));
 
-        let graph = Graph::new(16);
-        let x = graph.input("x", Type::F32, &[ne[0], 1]);
-        let product = graph::multiply(&graph, self.kernels, &weights, &x);
-        graph.output(&product);
-        graph.expand(&product);
         let mut scheduler = self.scheduler()?;
-        scheduler.allocate(&graph)?;
-        x.write_values(&(0..ne[0]).map(|i| 1.0 - (i % 3) as f32).collect::<Vec<f32>>());
-        scheduler.compute(&graph)?;
-        let start = Instant::now();
+        let values: Vec<f32> = (0..ne[0]).map(|i| 1.0 - (i % 3) as f32).collect();
         let mut rates = Vec::new();
-        let mut result = [0.0];
-        while rates.len() < MIN_PASSES || start.elapsed() < TIME {
-            let pass = Instant::now();
+        let start = Instant::now();
+        for (pass, weights) in weights.iter().cycle().enumerate() {
+            if pass >= MIN_PASSES && start.elapsed() > TIME {
+                break;
+            }
+            let graph = Graph::new(16);
+            let x = graph.input("x", Type::F32, &[ne[0], 1]);
+            let product = graph::multiply(&graph, self.kernels, weights, &x);
+            graph.output(&product);
+            graph.expand(&product);
+            scheduler.allocate(&graph)?;
+            x.write_values(&values);
+            let start = Instant::now();
             scheduler.compute(&graph)?;
-            product.read_values(0, &mut result); // waits for the device
-            rates.push(n_bytes as f64 / pass.elapsed().as_secs_f64().max(1e-9));
+            product.read_values(0, &mut [0.0]); // waits for the device
+            // The first passes find memory and threads asleep.
+            if pass >= N_TENSORS {
+                rates.push(n_bytes as f64 / start.elapsed().as_secs_f64().max(1e-9));
+            }
         }
-        Ok(Some(median(rates)))
+        rates.sort_by(f64::total_cmp);
+        Ok(Some(rates[rates.len() * 3 / 4]))
     }
 
     fn scheduler(&self) -> Result<Scheduler, Error> {
@@ -118,11 +130,10 @@ mod tests {
     use super::*;
 
     fn rates(device: Device, kernels: Kernels, room_bytes: u64) -> Option<f64> {
-        let multiplier =
-            Multiplier::new(device, device.buffer_type(), kernels, 1, room_bytes).expect("threads");
+        let multiplier = Multiplier::new(device, kernels, 1, room_bytes).expect("threads");
         let bytes = vec![0; 34 * 8 * 3];
         let sample = Sample { ty: TensorType::Q8_0, n_cols: 256, bytes: &bytes };
-        multiplier.rate(sample).expect("measured")
+        multiplier.rate(sample, &[]).expect("measured")
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! How much memory there is to use: the machine's, or what control groups leave of it.
 
 mod cgroup;
+mod free;
+
+pub(crate) use free::Free;
 
 use std::fs;
 use std::path::Path;

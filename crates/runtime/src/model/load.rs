@@ -3,6 +3,7 @@
 use super::bind::{Binder, Pending, Table};
 use super::{LoadProgress, ModelOptions, Weights};
 use crate::Error;
+use crate::memory::Free;
 use crate::residency::Placement;
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
@@ -26,7 +27,7 @@ pub(super) fn load(
     let (mapped, copied): (Vec<&Pending<'_>>, Vec<&Pending<'_>>) =
         binder.pending.iter().partition(|p| p.in_place);
     lend(gguf, &mapped, options.mlock)?;
-    copy(gguf, &copied, progress)?;
+    copy(gguf, placement, &copied, progress)?;
     fill_tables(&binder.tables)?;
 
     let mut sizes: Vec<(BufferType, u64)> = Vec::new();
@@ -65,12 +66,23 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
 }
 
 /// Allocates one buffer for each kind of memory and copies the file's bytes into it.
-fn copy(gguf: &Gguf, copied: &[&Pending<'_>], progress: &mut dyn LoadProgress) -> Result<(), Error> {
+fn copy(
+    gguf: &Gguf,
+    placement: &Placement,
+    copied: &[&Pending<'_>],
+    progress: &mut dyn LoadProgress,
+) -> Result<(), Error> {
     let mut places: Vec<BufferType> = Vec::new();
     for pending in copied {
         if !places.contains(&pending.place) {
             places.push(pending.place);
         }
+    }
+    // Memory of the host is given out before there is any, and missed only when it is written to.
+    let free = Free::now(placement.devices());
+    for place in &places {
+        let pieces = copied.iter().filter(|p| p.place == *place).flat_map(|p| &p.pieces);
+        free.check_weights(*place, pieces.map(|piece| piece.size).sum())?;
     }
     for place in places {
         let tensors: Vec<Tensor> =

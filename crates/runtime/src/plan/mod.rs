@@ -146,7 +146,9 @@ impl Plan {
             if !placement.cpu_moe && self.demand.n_expert > 0 {
                 placement.n_cpu_moe = self.outlook.n_host_expert_layers(&self.demand);
             }
-        } else {
+        }
+        // A device without weights would still be given large batches, and need memory for them.
+        if self.outlook.device.total_bytes() == 0 && self.pinned_device_bytes == 0 {
             placement.devices = Some(Vec::new());
         }
         // A second copy of the weights in another layout is not in the plan.

@@ -1,12 +1,13 @@
 //! The bandwidths that a plan's speeds are computed from, measured on the file and the machine at hand.
 
 use super::survey::Survey;
-use crate::Error;
 use crate::bandwidth::{FileRate, Multiplier, Sample, file_rate};
 use crate::model::ModelOptions;
 use crate::residency::budget::Demand;
+use crate::residency::repacked_types;
 use crate::session::SessionOptions;
-use ggml::{Device, DeviceKind};
+use crate::{Error, Kernels};
+use ggml::{BufferType, Device, DeviceKind};
 use gguf::{Gguf, TensorInfo};
 use model_spec::{HyperParams, TensorId, TensorRole};
 use quants::TensorType;
@@ -48,12 +49,16 @@ impl Rates {
         let kinds = kinds(gguf, demand);
         let cpu =
             Device::find(DeviceKind::Cpu).ok_or(ggml::Error::NoCpuBackend { searched: String::new() })?;
+        let layouts = match survey.kernels {
+            Kernels::Ggml => repacked_types(model.placement.repack, gguf.tensors()),
+            Kernels::Bruce => Vec::new(),
+        };
         let on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
-            let multiplier =
-                Multiplier::new(device, device.buffer_type(), survey.kernels, session.n_threads, room_bytes)?;
+            let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
+            let multiplier = Multiplier::new(device, survey.kernels, session.n_threads, room_bytes)?;
             let mut parts = Vec::new();
             for kind in &kinds {
-                if let Some(rate) = multiplier.rate(kind.sample(gguf))? {
+                if let Some(rate) = multiplier.rate(kind.sample(gguf), layouts)? {
                     parts.push((kind.part, rate));
                 }
             }
@@ -68,7 +73,6 @@ impl Rates {
         let path = &gguf.parts()[largest_part(gguf)];
         let FileRate { bytes_per_second, is_direct } =
             file_rate(path).map_err(|source| Error::Read { path: path.clone(), source })?;
-        let _ = model;
         Ok(Rates {
             device,
             memory,

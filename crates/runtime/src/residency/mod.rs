@@ -195,7 +195,7 @@ impl Placement {
     }
 }
 
-fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {
+pub(crate) fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {
     let weights: u64 = tensors.iter().map(|t| t.size).sum();
     let wanted = match repack {
         Repack::On => true,

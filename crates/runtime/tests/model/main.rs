@@ -1,6 +1,7 @@
 //! Models made from the checkpoint that ships with the project, loaded and run in every way there is.
 
 mod bad_models;
+mod budget;
 mod fixture;
 mod kernels;
 mod placement;

@@ -78,7 +78,7 @@ pub fn load(
 ) -> Result<Arc<Model>, anyhow::Error> {
     let mut options = load.options(placement);
     follow(path, &mut options, &placement.budget, session, verbose)?;
-    Ok(Model::load(path, &options, &mut ())?)
+    Model::load(path, &options, &mut ()).map_err(crate::advise)
 }
 
 /// Plans, and changes the options accordingly.

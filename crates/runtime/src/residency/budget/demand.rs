@@ -23,8 +23,10 @@ pub struct Demand {
     pub dense_bytes: Vec<u64>,
     /// KV cache of each layer; it lies where the layer's dense weights do.
     pub cache_bytes: u64,
-    /// Compute buffers, wherever something is computed.
+    /// Compute buffers, where a whole micro-batch is computed.
     pub compute_bytes: u64,
+    /// The largest tensor. Devices take over products of large batches with weights of the host, and need room for a copy.
+    pub largest_bytes: u64,
     /// Embeddings, of which a token reads one row. They stay on the host.
     pub table_bytes: u64,
     /// Whether the output matrix is that table, in a copy where it is on a device.
@@ -67,6 +69,7 @@ impl Demand {
             ..Demand::default()
         };
         for tensor in tensors {
+            demand.largest_bytes = demand.largest_bytes.max(tensor.size);
             let Some(id) = TensorId::parse(&tensor.name) else { continue };
             let layer = id.layer.filter(|layer| *layer < hparams.n_layer);
             let first = layer.map(|layer| layer * n_expert);
@@ -114,12 +117,12 @@ impl Demand {
 }
 
 /// Bytes of compute buffers, about: the larger intermediate results of a micro-batch, and the mask. Measured figures are
-/// up to a quarter below.
+/// up to a quarter below. `is_fused` tells whether our kernels compute the feed-forward network as one.
 pub fn compute_bytes(hparams: &HyperParams, n_used: u32, n_ubatch: u32, n_ctx: u32, is_fused: bool) -> u64 {
     let (n_embd, n_ff) = (u64::from(hparams.n_embd), u64::from(hparams.n_ff));
     let n_used = u64::from(n_used.max(1));
     // Fused: hidden rows in F32 and quantized. Otherwise gate and up, then every expert's own result.
-    let hidden = if is_fused { n_used * n_ff * 21 / 4 } else { n_used * (2 * n_ff + n_embd) * 4 };
+    let hidden = if is_fused { n_used * n_ff * 21 / 4 } else { n_used * (2 * n_ff + n_embd) * 5 };
     let of_token = hidden + 4 * n_embd * 4 + 2 * u64::from(n_ctx);
     let logits = u64::from(hparams.n_vocab) * 4;
     u64::from(n_ubatch.min(n_ctx.max(1))) * of_token + logits

@@ -43,6 +43,9 @@ pub struct Decided {
     pub n_host_expert_layers: Option<u32>,
 }
 
+/// Of its compute buffers the host needs about this part beside devices.
+const HOST_PART: u64 = 4;
+
 /// What is placed as one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Grain {
@@ -182,11 +185,16 @@ pub fn plan(demand: &Demand, machine: &Machine, decided: Decided, grain: Grain) 
     if demand.is_tied && n_gpu == 0 {
         dense_bytes = dense_bytes.saturating_sub(demand.table_bytes);
     }
+    // Devices compute large batches.
+    let compute_bytes = match device.compute_bytes {
+        0 => demand.compute_bytes,
+        _ => demand.compute_bytes / HOST_PART,
+    };
     let n_host_layers = (n_host as u64).min(u64::from(demand.n_layer()));
     let resident = Usage {
         dense_bytes,
         cache_bytes: n_host_layers * demand.cache_bytes,
-        compute_bytes: demand.compute_bytes,
+        compute_bytes,
         other_bytes: demand.table_bytes.saturating_add(demand.program_bytes),
         ..Usage::default()
     };
@@ -215,13 +223,29 @@ fn fill_device(
     homes: &mut [Home],
 ) -> (u32, Usage) {
     let Some(device) = machine.device else { return (0, Usage::default()) };
+    let all = demand.dense_bytes.len();
+    let expert_bytes = demand.expert_bytes();
+    // Where all is on devices, nothing is copied there.
+    let everything = Usage {
+        dense_bytes: demand.dense_bytes.iter().sum(),
+        expert_bytes,
+        cache_bytes: demand.cache_bytes * u64::from(demand.n_layer()),
+        compute_bytes: demand.compute_bytes,
+        ..Usage::default()
+    };
+    let is_free = decided.n_gpu_layers.is_none_or(|n| n as usize >= all)
+        && decided.n_host_expert_layers.unwrap_or(0) == 0;
+    if is_free && everything.total_bytes() <= device.size_bytes {
+        homes.fill(Home::Device);
+        return (all as u32, everything);
+    }
     let usage = |n: usize| {
         let dense_bytes = demand.dense_bytes.iter().rev().take(n).sum();
         let cache_bytes = demand.cache_bytes * n.saturating_sub(1) as u64; // the output has none
-        let compute_bytes = if n > 0 { demand.compute_bytes } else { 0 };
+        let is_used = n > 0 || decided.n_gpu_layers.is_some();
+        let compute_bytes = if is_used { demand.compute_bytes + demand.largest_bytes } else { 0 };
         Usage { dense_bytes, cache_bytes, compute_bytes, ..Usage::default() }
     };
-    let all = demand.dense_bytes.len();
     let fits = |n: &usize| usage(*n).total_bytes() <= device.size_bytes;
     let n = match decided.n_gpu_layers {
         Some(n) => (n as usize).min(all),

@@ -102,6 +102,13 @@ fn by_layer_the_last_layers_experts_are_on_the_device() {
     assert_eq!(small.n_host_expert_layers(&demand), 32);
     let none = planned(&demand, &machine(Some(store(0.1, 300.0)), store(20.0, 40.0)), Grain::Layer);
     assert_eq!((none.n_gpu_layers, none.device), (0, Usage::default()));
+    // Weights of the host are copied to the device for large batches, those that are there are not.
+    let mut copied = four_times_seven(0.0);
+    copied.largest_bytes = 500_000_000;
+    let outlook = planned(&copied, &machine(Some(store(5.0, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    assert_eq!((outlook.count(Home::Device), outlook.device.compute_bytes), (8 * 4, 500_000_000));
+    let all = planned(&copied, &machine(Some(store(14.6, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    assert_eq!((all.count(Home::Device), all.device.compute_bytes), (128, 0));
 }
 
 #[test]
