@@ -10,6 +10,7 @@ pub mod model;
 pub mod residency;
 pub mod routing;
 pub mod sampler;
+mod saved_context;
 pub mod session;
 pub mod tokenizer;
 

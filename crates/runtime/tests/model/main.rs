@@ -4,4 +4,5 @@ mod bad_models;
 mod fixture;
 mod kernels;
 mod placement;
+mod saved_contexts;
 mod sessions;

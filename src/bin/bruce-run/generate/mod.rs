@@ -7,6 +7,7 @@ mod dialogue;
 mod logprobs;
 mod lookup;
 mod mode;
+mod prompt_cache;
 mod screen;
 mod stop;
 mod timings;
@@ -42,6 +43,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     if config.verbose {
         ggml::set_log(|_, text| eprint!("{}", bruce::terminal::neutral_text(text)));
     }
+    let cache = args.prompt.cache.open()?;
     let start = Instant::now();
     let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
@@ -59,6 +61,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
+    if let Some(cache) = cache {
+        engine.use_cache(cache)?;
+    }
     let ended = match (mode, template) {
         (Mode::Answer, Some(template)) => answer_question(&config, &mut engine, template)?,
         (Mode::Converse, Some(template)) => {
@@ -67,6 +72,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         }
         _ => continue_text(&config, &mut engine)?,
     };
+    engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
     }
