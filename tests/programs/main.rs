@@ -16,6 +16,7 @@ mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod measure;
+mod prompt_cache;
 mod readme;
 mod recipes;
 mod resume;

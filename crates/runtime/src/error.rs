@@ -135,6 +135,18 @@ pub enum Error {
         /// Room for.
         n_ctx: u32,
     },
+    /// A file with a saved context is damaged, or belongs to another model or other settings.
+    #[error("{}: {field}: found {found}, expected {expected}", path.display())]
+    SavedContext {
+        /// The file.
+        path: PathBuf,
+        /// The part of it that is wrong.
+        field: &'static str,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: String,
+    },
     /// A token id outside the vocabulary.
     #[error("token {id} is outside the vocabulary of {n_vocab}")]
     Token {

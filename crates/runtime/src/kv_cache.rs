@@ -10,6 +10,7 @@ use model_spec::HyperParams;
 pub(crate) struct KvCache {
     /// For each layer keys `[head_dim_k * n_head_kv, n_ctx]` and values `[head_dim_v * n_head_kv, n_ctx]`.
     layers: Vec<(Tensor, Tensor)>,
+    buffers: Vec<Buffer>,
 }
 
 impl KvCache {
@@ -59,12 +60,22 @@ impl KvCache {
                 None => places.push((place, pair.to_vec())),
             }
         }
-        for (place, tensors) in places {
-            // Cells that no token has filled yet are masked by adding minus infinity to their scores, which only a
-            // finite score survives.
-            Buffer::allocate(place, &tensors, "the KV cache")?.clear(0);
-        }
-        Ok(KvCache { layers })
+        let buffers = places.into_iter().map(|(at, tensors)| Buffer::allocate(at, &tensors, "the KV cache"));
+        let cache = KvCache { layers, buffers: buffers.collect::<Result<_, _>>()? };
+        // Cells that no token has filled yet are masked by adding minus infinity to their scores, which only a finite
+        // score survives.
+        cache.clear();
+        Ok(cache)
+    }
+
+    /// Keys and values of all layers: `k, v, k, v, ...`.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|(keys, values)| [keys, values])
+    }
+
+    /// Zeros in all cells, as in a new cache.
+    pub fn clear(&self) {
+        self.buffers.iter().for_each(|buffer| buffer.clear(0));
     }
 
     /// Keys and values of a layer.

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod residency;
 pub mod routing;
 pub mod sampler;
+mod saved_context;
 pub mod session;
 pub mod tokenizer;
 

@@ -7,9 +7,11 @@ use crate::kv_cache::KvCache;
 use crate::memory::Free;
 use crate::model::Model;
 use crate::routing::LayerRouting;
+use crate::saved_context;
 use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -351,6 +353,32 @@ impl Session {
     /// Forgets every token from position `n_past` on.
     pub fn truncate(&mut self, n_past: usize) {
         self.n_past = self.n_past.min(n_past);
+    }
+
+    /// Writes the beginning of the context to a file: `tokens`, which are those it holds, with their keys and values.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] where the file can't be written; one that was there is then still there.
+    ///
+    /// # Panics
+    /// When the context holds fewer tokens.
+    pub fn save(&self, tokens: &[u32], path: &Path) -> Result<(), Error> {
+        assert!(tokens.len() <= self.n_past, "{} tokens of {}", tokens.len(), self.n_past);
+        saved_context::write(&self.model, &self.cache, tokens, path)
+    }
+
+    /// Replaces the context by the one in a file that [`save`](Self::save) wrote, as far as there is room, and gives its
+    /// tokens. There are no logits until more is read.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] where the file can't be read, [`Error::SavedContext`] where it is damaged or was written with
+    /// another model, other types of the KV cache or other settings of the model. The context is empty then.
+    pub fn restore(&mut self, path: &Path) -> Result<Vec<u32>, Error> {
+        self.logits.clear();
+        self.n_past = 0;
+        let tokens = saved_context::read(&self.model, &self.cache, self.n_ctx, path)?;
+        self.n_past = tokens.len();
+        Ok(tokens)
     }
 
     /// Set from another thread, it ends a running [`decode`](Self::decode) with [`Error::Stopped`]; clear it before

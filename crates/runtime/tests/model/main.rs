@@ -5,4 +5,5 @@ mod budget;
 mod fixture;
 mod kernels;
 mod placement;
+mod saved_contexts;
 mod sessions;

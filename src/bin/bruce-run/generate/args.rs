@@ -1,5 +1,6 @@
 //! What to say to the model, and how its answer is shown.
 
+use super::prompt_cache::PromptCacheArgs;
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::cli::sampling::SamplingArgs;
@@ -132,6 +133,9 @@ pub struct PromptArgs {
     /// The default; undoes --no-display-prompt
     #[arg(long, hide = true, overrides_with = "no_display_prompt")]
     display_prompt: bool,
+
+    #[command(flatten)]
+    pub cache: PromptCacheArgs,
 
     /// How the answer is written
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Output::Text)]

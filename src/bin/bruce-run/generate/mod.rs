@@ -7,6 +7,7 @@ mod dialogue;
 mod logprobs;
 mod lookup;
 mod mode;
+mod prompt_cache;
 mod screen;
 mod stop;
 mod timings;
@@ -47,6 +48,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     if config.verbose {
         ggml::set_log(|_, text| eprint!("{}", bruce::terminal::neutral_text(text)));
     }
+    let cache = args.prompt.cache.open()?;
     let start = Instant::now();
     let model = plan::load(&path, &args.load, &args.placement, &mut options, config.verbose)?;
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
@@ -64,6 +66,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
+    if let Some(cache) = cache {
+        engine.use_cache(cache)?;
+    }
     let ended = match (mode, template) {
         (Mode::Answer, Some(template)) => answer_question(&config, &mut engine, template)?,
         (Mode::Converse, Some(template)) => {
@@ -72,6 +77,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         }
         _ => continue_text(&config, &mut engine)?,
     };
+    engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
     }
