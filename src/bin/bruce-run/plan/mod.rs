@@ -77,11 +77,15 @@ pub fn load(
     verbose: bool,
 ) -> Result<Arc<Model>, anyhow::Error> {
     let mut options = load.options(placement);
-    follow(path, &mut options, &placement.budget, session, verbose)?;
+    let measure = if verbose { Measure::AsNeeded } else { Measure::Never };
+    let plan = follow(path, &mut options, &placement.budget, session, measure)?;
+    if let Some(plan) = plan.filter(|plan| plan.is_measured) {
+        eprint!("{}", report::text(&plan, path));
+    }
     Model::load(path, &options, &mut ()).map_err(crate::advise)
 }
 
-/// Plans, and changes the options accordingly.
+/// Plans, and changes the options accordingly; the plan, where there is one that can be followed.
 ///
 /// # Errors
 /// Where the file can't be read, or a budget is given that the model can't be run in.
@@ -90,26 +94,22 @@ pub fn follow(
     options: &mut ModelOptions,
     args: &BudgetArgs,
     session: &mut SessionOptions,
-    verbose: bool,
-) -> Result<(), anyhow::Error> {
+    measure: Measure,
+) -> Result<Option<Plan>, anyhow::Error> {
     let gguf = open(path)?;
     let budget = budget(&gguf, args)?;
-    let measure = if verbose { Measure::AsNeeded } else { Measure::Never };
     match Plan::make(&gguf, options, session, &budget, measure) {
         Ok(plan) => {
             warn(&plan, args);
-            if verbose && plan.is_measured {
-                eprint!("{}", report::text(&plan, path));
-            }
             plan.apply(options, session);
-            Ok(())
+            Ok(Some(plan))
         }
         // Nobody asked for a budget: the system may still make room, by reading the file again and again.
         Err(runtime::Error::Shortage { needed, available_bytes }) if args.ram.is_none() => {
             let (needed, free) =
                 (bruce::size::bytes(needed.total_bytes()), bruce::size::bytes(available_bytes));
             eprintln!("warning: the model needs {needed} of memory at least, and {free} are free");
-            Ok(())
+            Ok(None)
         }
         Err(error) => Err(crate::advise(error)),
     }
