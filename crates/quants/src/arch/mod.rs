@@ -19,6 +19,7 @@ mod columns;
 mod float;
 mod iq4;
 mod legacy;
+mod legacy_affine;
 pub(crate) mod matmul;
 mod q3_k;
 mod q6_k;
@@ -135,6 +136,8 @@ fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(
         TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
         TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
         TensorType::Q4_0 => simd.vectorize(legacy::quantize_q4(chunk)),
+        TensorType::Q4_1 => simd.vectorize(legacy_affine::quantize_q4(chunk)),
+        TensorType::Q5_1 => simd.vectorize(legacy_affine::quantize_q5(chunk)),
         TensorType::Q5_0 => simd.vectorize(legacy::quantize_q5(chunk)),
         TensorType::Q8_0 => simd.vectorize(legacy::QuantizeQ8(chunk)),
         TensorType::IQ4_NL => simd.vectorize(iq4::QuantizeNl(chunk)),
