@@ -18,6 +18,7 @@ mod measure;
 mod readme;
 mod recipes;
 mod resume;
+mod sizes;
 mod support;
 mod tidy;
 mod verify;
