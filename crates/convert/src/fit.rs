@@ -81,17 +81,23 @@ pub fn fit(
     progress: &dyn Progress,
 ) -> Result<Vec<Fit>, Error> {
     let mut known = FILE_TYPES.to_vec();
-    if options.importance.is_some() {
-        known.extend(SMALL_FILE_TYPES);
-    }
     for target in targets {
         match target {
             Target::Recipe(file_type) if !known.contains(file_type) => known.push(*file_type),
             _ => {}
         }
     }
-    let by_recipe = Options { file_types: known, chosen: Vec::new(), keep_types: false, ..options.clone() };
-    let plan = Plan::new(input, &by_recipe)?;
+    let by_recipe = |file_types: Vec<FileType>| {
+        Plan::new(input, &Options { file_types, chosen: Vec::new(), keep_types: false, ..options.clone() })
+    };
+    let plan = match options.importance.is_some() {
+        // Importances may be there for a part of the weights only.
+        true => match by_recipe([&known[..], SMALL_FILE_TYPES].concat()) {
+            Err(Error::NeedsImportance { .. }) => by_recipe(known),
+            all => all,
+        },
+        false => by_recipe(known),
+    }?;
     let problem = Problem::new(input, &plan, options, threads, progress)?;
     targets.iter().map(|target| problem.solve(input, options, *target)).collect()
 }
@@ -169,9 +175,18 @@ impl<'a> Problem<'a> {
             }
             Target::Recipe(file_type) => of_recipe(file_type).map_or(0, |output| output.layout.total_size()),
         };
+        let mut choices = self.choices.clone();
+        if let Target::Recipe(_) = target {
+            // A file that is called by a quantized type has no matrices that are not.
+            for ((_, types), choices) in self.tensors.iter().zip(&mut choices).filter(|(t, _)| t.1.len() > 1)
+            {
+                let unquantized = types.iter().zip(choices).filter(|(ty, _)| !ty.is_quantized());
+                unquantized.for_each(|(_, choice)| choice.cost = f64::MAX);
+            }
+        }
         let mut budget = max_bytes.saturating_sub(self.overhead);
         loop {
-            let chosen = match budget::choose(&self.choices, budget) {
+            let chosen = match budget::choose(&choices, budget) {
                 Ok(chosen) if max_bytes >= self.overhead => chosen,
                 Ok(_) | Err(TooSmall { .. }) => return Err(self.too_small(target, options)),
             };
