@@ -20,6 +20,7 @@ mod prompt_cache;
 mod readme;
 mod recipes;
 mod resume;
+mod sizes;
 mod support;
 mod tidy;
 mod verify;
