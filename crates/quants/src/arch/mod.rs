@@ -5,6 +5,7 @@
 //!   each instruction set (`x86`), whose existence proves that the processor has it.
 //! - [`Kernel`]: code that is generic over [`Simd`]; [`Simd::vectorize`] compiles it for the token's instruction set.
 //! - [`matmul`]: kernels that multiply, with levels of their own.
+//! - [`attention`]: attention over a cache, at the levels of [`matmul`].
 //!
 //! A kernel gives the bytes of the scalar reference. In kernels that search, a lane is a sub-block, so that within a lane
 //! each operation comes in the reference's order; no two operations are ever contracted into one.
@@ -15,6 +16,7 @@
 
 mod affine;
 mod affine_k;
+pub(crate) mod attention;
 mod columns;
 mod float;
 mod iq4;
