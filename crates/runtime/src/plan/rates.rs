@@ -47,6 +47,7 @@ impl Rates {
         demand: &Demand,
     ) -> Result<Rates, Error> {
         let kinds = kinds(gguf, demand);
+        let token_bytes = demand.bytes_per_token() as u64;
         let cpu =
             Device::find(DeviceKind::Cpu).ok_or(ggml::Error::NoCpuBackend { searched: String::new() })?;
         let layouts = match survey.kernels {
@@ -55,7 +56,8 @@ impl Rates {
         };
         let on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
             let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
-            let multiplier = Multiplier::new(device, survey.kernels, session.n_threads, room_bytes)?;
+            let multiplier =
+                Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)?;
             let mut parts = Vec::new();
             for kind in &kinds {
                 if let Some(rate) = multiplier.rate(kind.sample(gguf), layouts)? {
