@@ -14,6 +14,7 @@ pub mod routing;
 pub mod sampler;
 mod saved_context;
 pub mod session;
+pub mod slots;
 pub mod tokenizer;
 
 pub use error::Error;

@@ -154,6 +154,7 @@ impl Session {
             kernels: kernels(model, options, options.n_ubatch as usize),
             routing: false,
             tapped: false,
+            by_slots: by_slots(model, options, options.n_ubatch as usize),
         };
         let measured = graph::build(model, &cache, largest).graph;
         free.check_context(n_ctx, &caches, &scheduler.measure(measured))?;
@@ -245,7 +246,9 @@ impl Session {
         // Inputs of products that are fused into one node would never be seen.
         let kernels = if tapped { Kernels::Ggml } else { kernels(&self.model, &self.options, tokens.len()) };
         let n_tokens = tokens.len();
-        let shape = BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing, tapped };
+        let by_slots = !tapped && by_slots(&self.model, &self.options, n_tokens);
+        let shape =
+            BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing, tapped, by_slots };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -259,6 +262,8 @@ impl Session {
                 built
             }
         };
+        let model = Arc::clone(&self.model);
+        let slots = model.slots().map(|slots| (slots, slots.begin()));
         self.fill_inputs(&current, tokens);
         let done = match observer {
             None => self.scheduler.compute(&current.graph),
@@ -278,6 +283,14 @@ impl Session {
             let start = self.logits.len();
             self.logits.resize(start + logits.n_elements(), 0.0);
             logits.read_values(0, &mut self.logits[start..]);
+        }
+        if let Some((slots, running)) = slots {
+            for (index, choices) in current.choices.iter().enumerate() {
+                let mut ids = vec![0i32; choices.n_elements()];
+                choices.read_values(0, &mut ids);
+                slots.observe(index, &ids, by_slots);
+            }
+            drop(running);
         }
         if let Some(record) = &mut self.routing {
             record.extend(current.routing.iter().map(LayerRouting::read));
@@ -433,9 +446,18 @@ const MIN_OFFLOAD_TOKENS: usize = 32;
 
 /// The kernels for a batch: devices can't take over what ours compute.
 fn kernels(model: &Model, options: &SessionOptions, n_tokens: usize) -> Kernels {
-    let offloaded =
-        options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty();
-    if offloaded { Kernels::Ggml } else { model.kernels() }
+    if is_offloaded(model, options, n_tokens) { Kernels::Ggml } else { model.kernels() }
+}
+
+/// Whether devices compute a batch with the weights that lie on the host too.
+fn is_offloaded(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
+    options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty()
+}
+
+/// Whether experts in slots are computed there. In large batches nearly every expert is asked for, and what devices take
+/// over is copied to them in any case.
+fn by_slots(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
+    model.slots().is_some() && !is_offloaded(model, options, n_tokens)
 }
 
 /// Copies the input of a matrix product to the host and shows it.

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Matrices that are multiplied in turns, together more than caches hold for long, and bytes of each where there is room.
-/// A pass is short, so that among some of them one is not held up by whatever else runs.
-const N_TENSORS: usize = 6;
-const TENSOR_BYTES: u64 = 32 << 20;
+/// A pass takes about a millisecond, so that among many some are not held up by whatever else runs.
+const MAX_TENSORS: usize = 16;
+const TENSOR_BYTES: u64 = 12 << 20;
 /// How long is measured.
 const TIME: Duration = Duration::from_millis(120);
-const MIN_PASSES: usize = 3 * N_TENSORS;
+/// Each matrix is multiplied so often at least; the first time finds memory and threads asleep.
+const MIN_ROUNDS: usize = 3;
 
 /// Rows of a tensor of the file.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +39,12 @@ pub struct Multiplier {
     kernels: Kernels,
     pool: Arc<ThreadPool>,
     room_bytes: u64,
+    token_bytes: u64,
 }
 
 impl Multiplier {
-    /// `device`, using at most `room_bytes` of its memory; `n_threads` are the CPU's.
+    /// `device`, using at most `room_bytes` of its memory; `n_threads` are the CPU's. A token of the model reads
+    /// `token_bytes`: the weights of a small one stay in caches.
     ///
     /// # Errors
     /// [`Error::Option`] where so many threads can't be started.
@@ -50,13 +53,14 @@ impl Multiplier {
         kernels: Kernels,
         n_threads: u32,
         room_bytes: u64,
+        token_bytes: u64,
     ) -> Result<Multiplier, Error> {
         let kernels = if device.kind() == DeviceKind::Cpu { kernels } else { Kernels::Ggml };
         let pool = crate::session::new_pool(n_threads)?;
-        Ok(Multiplier { device, kernels, pool, room_bytes })
+        Ok(Multiplier { device, kernels, pool, room_bytes, token_bytes })
     }
 
-    /// Bytes of weights a second in the better passes, where they lie in the first of the `layouts` that the device multiplies them from, or
+    /// Bytes of weights a second in the best pass, where they lie in the first of the `layouts` that the device multiplies them from, or
     /// else in its usual one; `None` where there is no room to measure.
     ///
     /// # Errors
@@ -64,16 +68,18 @@ impl Multiplier {
     pub fn rate(&self, sample: Sample<'_>, layouts: &[BufferType]) -> Result<Option<f64>, Error> {
         let row_bytes = sample.ty.row_bytes(sample.n_cols).unwrap_or(0);
         let whole_rows = sample.bytes.len() as u64 / row_bytes.max(1);
+        let n_tensors = (self.token_bytes.div_ceil(TENSOR_BYTES) as usize).clamp(1, MAX_TENSORS);
         // One more while they are put in place.
-        let n_rows = TENSOR_BYTES.min(self.room_bytes / (N_TENSORS as u64 + 1)) / row_bytes.max(1);
+        let n_bytes = TENSOR_BYTES.min(self.token_bytes).min(self.room_bytes / (n_tensors as u64 + 1));
+        let n_rows = n_bytes / row_bytes.max(1);
         if whole_rows == 0 || n_rows == 0 {
             return Ok(None);
         }
         let ty = Type::from_id(sample.ty.id())?;
-        let context = Context::new(N_TENSORS);
+        let context = Context::new(n_tensors);
         let ne = [sample.n_cols as usize, n_rows as usize];
         let tensor = |i: usize| context.tensor(&format!("sample{i}"), ty, &ne);
-        let weights: Vec<Tensor> = (0..N_TENSORS).map(tensor).collect();
+        let weights: Vec<Tensor> = (0..n_tensors).map(tensor).collect();
         let mut layouts = layouts.iter().copied();
         let layout = layouts.find(|layout| self.device.multiplies_from(*layout, &weights[0], false));
         let layout = layout.unwrap_or_else(|| self.device.buffer_type());
@@ -85,10 +91,10 @@ impl Multiplier {
 
         let mut scheduler = self.scheduler()?;
         let values: Vec<f32> = (0..ne[0]).map(|i| 1.0 - (i % 3) as f32).collect();
-        let mut rates = Vec::new();
+        let mut best = 0f64;
         let start = Instant::now();
         for (pass, weights) in weights.iter().cycle().enumerate() {
-            if pass >= MIN_PASSES && start.elapsed() > TIME {
+            if pass >= MIN_ROUNDS * n_tensors && start.elapsed() > TIME {
                 break;
             }
             let graph = Graph::new(16);
@@ -101,13 +107,11 @@ impl Multiplier {
             let start = Instant::now();
             scheduler.compute(&graph)?;
             product.read_values(0, &mut [0.0]); // waits for the device
-            // The first passes find memory and threads asleep.
-            if pass >= N_TENSORS {
-                rates.push(n_bytes as f64 / start.elapsed().as_secs_f64().max(1e-9));
+            if pass >= n_tensors {
+                best = best.max(n_bytes as f64 / start.elapsed().as_secs_f64().max(1e-9));
             }
         }
-        rates.sort_by(f64::total_cmp);
-        Ok(Some(rates[rates.len() * 3 / 4]))
+        Ok(Some(best))
     }
 
     fn scheduler(&self) -> Result<Scheduler, Error> {
@@ -130,7 +134,7 @@ mod tests {
     use super::*;
 
     fn rates(device: Device, kernels: Kernels, room_bytes: u64) -> Option<f64> {
-        let multiplier = Multiplier::new(device, kernels, 1, room_bytes).expect("threads");
+        let multiplier = Multiplier::new(device, kernels, 1, room_bytes, 1 << 20).expect("threads");
         let bytes = vec![0; 34 * 8 * 3];
         let sample = Sample { ty: TensorType::Q8_0, n_cols: 256, bytes: &bytes };
         multiplier.rate(sample, &[]).expect("measured")

@@ -1,6 +1,6 @@
 //! The feed-forward network of a layer's experts.
 
-use super::activations::{quantized, quantized_by_expert};
+use super::activations::{quantized, quantized_along, quantized_by_expert};
 use super::grouping::Grouping;
 use super::matrix::{Matrix, served};
 use super::projection::with_scratch;
@@ -56,11 +56,34 @@ impl Bank {
     }
 }
 
+/// The experts that are computed here, where others are computed elsewhere.
+struct Ours {
+    /// Operand with a number for each expert, 0 for those of others; `None` where all are ours.
+    table: Option<usize>,
+}
+
+impl Ours {
+    fn with<'a>(&self, sources: &'a Sources<'_>) -> impl Fn(usize) -> bool + 'a {
+        let table: Option<&[f32]> = self.table.map(|operand| sources.values(operand));
+        move |expert| table.is_none_or(|table| table[expert] != 0.0)
+    }
+}
+
+/// Experts that a device computes at the same time.
+pub(crate) struct Beside<'a> {
+    /// `[1, n_expert]`, F32: 0 for those experts.
+    pub missing: &'a Tensor,
+    /// Adds the device's nodes to the graph.
+    pub launch: &'a mut dyn FnMut(),
+}
+
 /// Hidden rows `[n_ff, n_choices]` in the order of the grouping: silu(gate) * up. Operands: ids, then the activations
-/// that the gates take, then those of the ups; a single row of activations is that of every choice.
+/// that the gates take, then those of the ups; a single row of activations is that of every choice. Zero for the experts
+/// of others.
 struct GateUp {
     gate: Bank,
     up: Bank,
+    ours: Ours,
 }
 
 impl TileKernel for GateUp {
@@ -73,6 +96,7 @@ impl TileKernel for GateUp {
             let rows = if n_rows == 1 { 0..1 } else { choices.clone() };
             &sources.values::<u8>(operand)[rows.start * row_bytes..rows.end * row_bytes]
         };
+        let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.gate.experts.len(), |grouping| {
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(grouping.active.len() * n_tiles) {
@@ -82,11 +106,15 @@ impl TileKernel for GateUp {
                     let choices = grouping.of(expert);
                     let n = choices.len() * rows.len();
                     let (gates, ups) = scratch.at_least(2 * n).split_at_mut(n);
-                    for (bank, out) in [(&self.gate, &mut *gates), (&self.up, &mut *ups)] {
-                        let (matrix, operand) = &bank.experts[expert];
-                        matrix.multiply(sources, rows.clone(), of_choices(*operand, &choices), out);
+                    if is_ours(expert) {
+                        for (bank, out) in [(&self.gate, &mut *gates), (&self.up, &mut *ups)] {
+                            let (matrix, operand) = &bank.experts[expert];
+                            matrix.multiply(sources, rows.clone(), of_choices(*operand, &choices), out);
+                        }
+                        silu_product(gates, ups);
+                    } else {
+                        gates.fill(0.0);
                     }
-                    silu_product(gates, ups);
                     for (place, hidden) in choices.zip(gates.chunks_exact(rows.len())) {
                         output.write(place * n_ff + first, hidden);
                     }
@@ -100,6 +128,7 @@ impl TileKernel for GateUp {
 /// hidden rows as the downs take them, in the order of the grouping.
 struct Down {
     down: Bank,
+    ours: Ours,
 }
 
 impl TileKernel for Down {
@@ -108,6 +137,7 @@ impl TileKernel for Down {
         let step = self.down.tile_rows();
         let [n_used, n_tokens, ..] = sources.ne(0);
         let weights: &[f32] = sources.values(1);
+        let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.down.experts.len(), |grouping| {
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(n_embd.div_ceil(step)) {
@@ -119,7 +149,7 @@ impl TileKernel for Down {
                     let scratch = scratch.at_least(n_sums + most.unwrap_or(0) * n_rows);
                     let (sums, results) = scratch.split_at_mut(n_sums);
                     sums.fill(0.0);
-                    for expert in &grouping.active {
+                    for expert in grouping.active.iter().filter(|e| is_ours(**e as usize)) {
                         let choices = grouping.of(*expert as usize);
                         let (matrix, operand) = &self.down.experts[*expert as usize];
                         let row_bytes = sources.ne(*operand)[0];
@@ -148,12 +178,16 @@ impl TileKernel for Down {
 
 /// The experts' part of a feed-forward network: `x: [n_embd, n_tokens]`, `ids: [n_used, n_tokens]`,
 /// `weights: [1, n_used, n_tokens]` to `[n_embd, n_tokens]`. None where there are no kernels for some of the weights.
+///
+/// With experts `beside`, the sum is that over the others. The order of the nodes then is: activations, which bring
+/// everything to the host that the CPU will want; the device's nodes; the CPU's products.
 pub(crate) fn experts(
     g: &Graph,
     banks: [&ExpertBank; 3],
     x: &Tensor,
     ids: &Tensor,
     weights: &Tensor,
+    beside: Option<Beside<'_>>,
 ) -> Option<Tensor> {
     let [n_embd, n_tokens, ..] = x.ne();
     let gate = Bank::new(banks[0], 1)?;
@@ -163,27 +197,38 @@ pub(crate) fn experts(
     let anchor = gate.anchor().clone();
     let ids = &g.contiguous(ids);
 
+    let along: &[&Tensor] = if beside.is_some() { &[ids, weights] } else { &[] };
     let mut made: Vec<(ActivationKind, Tensor)> = Vec::new();
     let mut operands = vec![ids.clone()];
     for kind in gate.kinds.iter().chain(&up.kinds) {
         let known = made.iter().find(|(known, _)| known == kind).map(|(_, rows)| rows.clone());
         operands.push(known.unwrap_or_else(|| {
             let rows = if n_tokens == 1 {
-                quantized(g, x, *kind, &anchor)
+                quantized_along(g, x, *kind, &anchor, along)
             } else {
-                quantized_by_expert(g, x, ids, n_expert, *kind, &anchor)
+                quantized_by_expert(g, x, ids, n_expert, *kind, &anchor, along)
             };
             made.push((*kind, rows.clone()));
             rows
         }));
     }
     operands.push(anchor.clone());
+    let missing = beside.map(|beside| {
+        made.iter().for_each(|(_, rows)| g.expand(rows));
+        (beside.launch)();
+        beside.missing.clone()
+    });
+    let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
+    let kernel = GateUp { gate, up, ours: ours(operands.len()) };
+    operands.extend(missing.clone());
     let operands: Vec<&Tensor> = operands.iter().collect();
-    let hidden = g.custom_tiles(&[n_ff, ids.n_elements()], &operands, Arc::new(GateUp { gate, up }));
+    let hidden = g.custom_tiles(&[n_ff, ids.n_elements()], &operands, Arc::new(kernel));
 
     let mut operands = vec![ids.clone(), weights.clone()];
     operands.extend(down.kinds.iter().map(|kind| quantized(g, &hidden, *kind, &anchor)));
     operands.push(anchor);
+    let kernel = Down { down, ours: ours(operands.len()) };
+    operands.extend(missing.clone());
     let operands: Vec<&Tensor> = operands.iter().collect();
-    Some(g.custom_tiles(&[n_embd, n_tokens], &operands, Arc::new(Down { down })))
+    Some(g.custom_tiles(&[n_embd, n_tokens], &operands, Arc::new(kernel)))
 }

@@ -16,7 +16,7 @@ mod projection;
 mod silu;
 
 pub(crate) use activations::quantized;
-pub(crate) use experts::experts;
+pub(crate) use experts::{Beside, experts};
 pub(crate) use matrix::{Matrix, served};
 pub(crate) use projection::project;
 

@@ -5,14 +5,18 @@ use super::{LoadProgress, ModelOptions, Weights};
 use crate::Error;
 use crate::memory::Free;
 use crate::residency::Placement;
+use crate::slots::LayerSlots;
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::HyperParams;
+use std::sync::Arc;
 
 pub(super) struct Loaded {
     pub weights: Weights,
     /// Bytes of weights by kind of memory.
     pub sizes: Vec<(BufferType, u64)>,
+    /// The layers that have slots.
+    pub slots: Vec<Arc<LayerSlots>>,
 }
 
 pub(super) fn load(
@@ -29,22 +33,24 @@ pub(super) fn load(
     lend(gguf, &mapped, options.mlock)?;
     copy(gguf, placement, &copied, progress)?;
     fill_tables(&binder.tables)?;
+    place_slot_tables(&binder.slots)?;
 
     let mut sizes: Vec<(BufferType, u64)> = Vec::new();
     for pending in &binder.pending {
-        let bytes: u64 = pending.pieces.iter().map(|piece| piece.size).sum();
+        let bytes: u64 = pending.pieces.iter().map(|piece| piece.size as u64).sum();
         match sizes.iter_mut().find(|(place, _)| *place == pending.place) {
             Some((_, sum)) => *sum += bytes,
             None => sizes.push((pending.place, bytes)),
         }
     }
-    Ok(Loaded { weights, sizes })
+    let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();
+    Ok(Loaded { weights, sizes, slots })
 }
 
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host.
 fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> {
     for part in 0..gguf.parts().len() {
-        let mut tensors = mapped.iter().filter(|p| p.pieces[0].part == part).peekable();
+        let mut tensors = mapped.iter().filter(|p| p.pieces[0].info.part == part).peekable();
         if tensors.peek().is_none() {
             continue;
         }
@@ -59,7 +65,7 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
         let buffer = Buffer::from_mapping(map);
         buffer.set_weights();
         for pending in tensors {
-            buffer.place(&pending.tensor, pending.pieces[0].offset as usize);
+            buffer.place(&pending.tensor, pending.pieces[0].info.offset as usize);
         }
     }
     Ok(())
@@ -82,26 +88,46 @@ fn copy(
     let free = Free::now(placement.devices());
     for place in &places {
         let pieces = copied.iter().filter(|p| p.place == *place).flat_map(|p| &p.pieces);
-        free.check_weights(*place, pieces.map(|piece| piece.size).sum())?;
+        free.check_weights(*place, pieces.map(|piece| piece.size as u64).sum())?;
     }
     for place in places {
         let tensors: Vec<Tensor> =
             copied.iter().filter(|p| p.place == place).map(|p| p.tensor.clone()).collect();
         Buffer::allocate(place, &tensors, "weights")?.set_weights();
     }
-    let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size).sum();
+    let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size as u64).sum();
     let mut done = 0;
     for pending in copied {
-        // Whole tensors: a layout of its own is made from all of the bytes at once.
-        match pending.pieces[..] {
-            [piece] => pending.tensor.write(0, gguf.data(piece)),
-            _ => {
-                let stacked: Vec<&[u8]> = pending.pieces.iter().map(|piece| gguf.data(piece)).collect();
-                pending.tensor.write(0, &stacked.concat());
+        let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
+        if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
+            // A layout of its own is made from all of the bytes at once.
+            pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
+        } else {
+            let mut offset = 0;
+            for piece in pieces {
+                pending.tensor.write(offset, piece);
+                offset += piece.len();
             }
         }
-        done += pending.pieces.iter().map(|piece| piece.size).sum::<u64>();
+        done += pending.pieces.iter().map(|piece| piece.size as u64).sum::<u64>();
         progress.bytes(done, total);
+    }
+    Ok(())
+}
+
+/// Gives the tables of slots a place beside these. They are no weights: they change, and nothing is computed where they
+/// are for their sake.
+fn place_slot_tables(slots: &[(BufferType, Arc<LayerSlots>)]) -> Result<(), Error> {
+    let mut places: Vec<BufferType> = Vec::new();
+    for (place, _) in slots {
+        if !places.contains(place) {
+            places.push(*place);
+        }
+    }
+    for place in places {
+        let here = slots.iter().filter(|(at, _)| *at == place).map(|(_, slots)| slots);
+        let tables: Vec<Tensor> = here.clone().flat_map(|slots| slots.tables()).collect();
+        Buffer::allocate(place, &tables, "expert tables")?;
     }
     Ok(())
 }

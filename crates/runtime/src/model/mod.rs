@@ -3,10 +3,12 @@
 mod bind;
 mod check;
 mod load;
+mod slots;
 
 use crate::Error;
 use crate::kernels::Kernels;
 use crate::residency::{Placement, PlacementOptions};
+use crate::slots::{LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
 use ggml::{BufferType, Tensor};
 use gguf::Gguf;
@@ -81,7 +83,7 @@ pub enum ScalingKind {
 
 /// A loaded model; shared by the sessions that run it.
 pub struct Model {
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
     hparams: HyperParams,
     n_expert_used: u32,
     rope: ggml::Rope,
@@ -90,6 +92,7 @@ pub struct Model {
     placement: Placement,
     sizes: Vec<(BufferType, u64)>,
     kernels: Kernels,
+    slots: Option<SlotCache>,
 }
 
 /// What is read and multiplied for one token.
@@ -131,8 +134,19 @@ pub(crate) struct Layer {
 }
 
 pub(crate) enum FeedForward {
-    Dense { gate: Linear, up: Linear, down: Linear },
-    Experts { router: Tensor, gate: ExpertBank, up: ExpertBank, down: ExpertBank },
+    Dense {
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+    },
+    Experts {
+        router: Tensor,
+        gate: ExpertBank,
+        up: ExpertBank,
+        down: ExpertBank,
+        /// Copies of some experts on the layer's device; the banks are then all on the host.
+        slots: Option<Arc<LayerSlots>>,
+    },
 }
 
 /// One projection of all experts of a layer, in as many groups as there are (type, place) pairs among them.
@@ -179,7 +193,7 @@ impl Model {
         progress: &mut dyn LoadProgress,
     ) -> Result<Arc<Model>, Error> {
         ggml::load_backends()?;
-        let gguf = Gguf::open(path)?;
+        let gguf = Arc::new(Gguf::open(path)?);
         let hparams = HyperParams::from_gguf(&gguf)?;
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())
             .map_err(|source| Error::Tokenizer { path: path.to_path_buf(), source })?;
@@ -193,6 +207,9 @@ impl Model {
             check::finite(&gguf, progress)?;
         }
         let loaded = load::load(&gguf, &hparams, &placement, options, progress)?;
+        let slots = (!loaded.slots.is_empty()).then(|| {
+            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, !options.placement.fixed_experts)
+        });
         Ok(Arc::new(Model {
             gguf,
             hparams,
@@ -203,6 +220,7 @@ impl Model {
             placement,
             sizes: loaded.sizes,
             kernels,
+            slots,
         }))
     }
 
@@ -285,6 +303,11 @@ impl Model {
         });
         let file_type = file_type.map_or("unknown", FileType::name);
         format!("{} {label} {file_type}", h.arch.name())
+    }
+
+    /// The experts in slots on devices; `None` where every expert lives in one place.
+    pub fn slots(&self) -> Option<&SlotCache> {
+        self.slots.as_ref()
     }
 
     /// Whose kernels multiply on the CPU.

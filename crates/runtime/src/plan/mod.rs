@@ -11,11 +11,11 @@ use crate::model::ModelOptions;
 use crate::residency::budget::{
     self, Decided, Demand, Grain, Home, Machine, Outlook, Shortage, Store, Usage,
 };
-use crate::residency::{GpuLayers, Repack};
+use crate::residency::{ExpertSlots, GpuLayers, Repack};
 use crate::session::{KV_STEP, SessionOptions};
 use crate::{Error, Kernels, kv_cache, model};
 use gguf::Gguf;
-use model_spec::HyperParams;
+use model_spec::{HyperParams, TensorId};
 use rates::Rates;
 use survey::Survey;
 
@@ -63,6 +63,7 @@ pub struct Plan {
     /// Bytes that the user's rules for single tensors put on devices; they are not part of the plan.
     pub pinned_device_bytes: u64,
     decided: Decided,
+    grain: Grain,
 }
 
 /// Context of a model that does not fit, where the user names none.
@@ -84,12 +85,13 @@ impl Plan {
         let hparams = HyperParams::from_gguf(gguf)?;
         let survey = Survey::new(gguf, model, budget)?;
         let decided = decided(&hparams, model);
+        let grain = grain(gguf, model);
         let wanted = if session.n_ctx == 0 { hparams.n_ctx_train } else { session.n_ctx };
         let try_with =
             |n_ctx: u32, rates: Rates| -> Result<(Demand, Machine, Result<Outlook, Shortage>), Error> {
                 let demand = demand(&hparams, gguf, model, session, budget, &survey, n_ctx)?;
                 let machine = machine(&survey, rates);
-                let outlook = budget::plan(&demand, &machine, decided, Grain::Layer);
+                let outlook = budget::plan(&demand, &machine, decided, grain);
                 Ok((demand, machine, outlook))
             };
         let mut n_ctx = wanted;
@@ -124,6 +126,7 @@ impl Plan {
             reduced_from: (n_ctx < wanted).then_some(wanted),
             pinned_device_bytes: survey.pinned_device_bytes,
             decided,
+            grain,
         })
     }
 
@@ -135,7 +138,26 @@ impl Plan {
     /// Tokens per second with `extra_bytes` more on the devices and, second, with as much more memory; see
     /// [`budget::with_more`].
     pub fn with_more(&self, extra_bytes: u64) -> (Option<f64>, Option<f64>) {
-        budget::with_more(&self.demand, &self.machine, self.decided, Grain::Layer, extra_bytes)
+        budget::with_more(&self.demand, &self.machine, self.decided, self.grain, extra_bytes)
+    }
+
+    /// Whether devices have some of a layer's experts and not the others.
+    pub fn has_slots(&self) -> bool {
+        let layers = self.outlook.experts.chunks(self.demand.n_expert.max(1) as usize);
+        let is_mixed = |layer: &[Home]| {
+            let on_device = layer.iter().filter(|home| **home == Home::Device).count();
+            on_device > 0 && on_device < layer.len()
+        };
+        layers.into_iter().any(is_mixed)
+    }
+
+    /// For each layer the experts on its device.
+    fn device_experts(&self) -> Vec<Vec<u32>> {
+        let layers = self.outlook.experts.chunks(self.demand.n_expert.max(1) as usize);
+        let of_layer = |layer: &[Home]| {
+            (0..).zip(layer).filter(|(_, home)| **home == Home::Device).map(|(expert, _)| expert).collect()
+        };
+        layers.map(of_layer).collect()
     }
 
     /// Makes the options do what is planned.
@@ -143,7 +165,9 @@ impl Plan {
         let placement = &mut model.placement;
         if self.machine.device.is_some() {
             placement.n_gpu_layers = GpuLayers::Count(self.outlook.n_gpu_layers);
-            if !placement.cpu_moe && self.demand.n_expert > 0 {
+            if self.has_slots() {
+                placement.expert_slots = Some(ExpertSlots::Experts(self.device_experts()));
+            } else if !placement.cpu_moe && self.demand.n_expert > 0 {
                 placement.n_cpu_moe = self.outlook.n_host_expert_layers(&self.demand);
             }
         }
@@ -188,6 +212,18 @@ fn decided(hparams: &HyperParams, model: &ModelOptions) -> Decided {
             n => Some(n.min(hparams.n_layer)),
         },
     }
+}
+
+/// What is placed as one: experts, unless the user places some by layer or name.
+fn grain(gguf: &Gguf, model: &ModelOptions) -> Grain {
+    let placement = &model.placement;
+    let is_expert = |name: &str| {
+        TensorId::parse(name).is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
+    };
+    let is_pinned = |name: &str| placement.overrides.iter().any(|(regex, _)| regex.is_match(name));
+    let by_name = gguf.tensors().iter().any(|t| is_expert(&t.name) && is_pinned(&t.name));
+    let by_layer = placement.cpu_moe || placement.n_cpu_moe > 0;
+    if by_name || by_layer { Grain::Layer } else { Grain::Expert }
 }
 
 fn demand(

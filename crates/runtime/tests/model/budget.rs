@@ -27,6 +27,7 @@ fn what_is_planned_is_what_a_device_holds() {
     host.kernels = Some(Kernels::Ggml);
     let mut before = 0;
     let mut seen = Vec::new();
+    let mut n_with_slots = 0;
     for layout in [Stacked, Split] {
         let file = tiny_moe("q8_0", layout);
         let gguf = Gguf::open(&file.path).expect("a file of ours");
@@ -46,12 +47,15 @@ fn what_is_planned_is_what_a_device_holds() {
             let planned = plan.outlook.device.total_bytes();
             assert!(used <= planned && used * 2 >= planned, "{used} of {planned} planned, of {budget:?}");
             assert!(planned <= budget.vram_bytes.expect("given"), "{planned}");
-            assert_eq!(difference(&expected, &answers(&model, &mut session)), 0.0, "{budget:?}");
+            // Experts of one layer in two places are added up in another order.
+            let bound = if plan.has_slots() { 1e-3 } else { 0.0 };
+            assert!(difference(&expected, &answers(&model, &mut session)) <= bound, "{budget:?}");
+            n_with_slots += usize::from(plan.has_slots());
             seen.push((plan.outlook.n_gpu_layers, plan.outlook.count(Home::Device)));
             before = before.max(planned);
         }
     }
-    assert!(before > MIB);
+    assert!(before > MIB && n_with_slots > 0);
     assert!(seen.contains(&(0, 0)) && seen.contains(&(4, 12)), "{seen:?}");
     assert!(seen.iter().any(|(_, experts)| (1..12).contains(experts)), "{seen:?}");
 }

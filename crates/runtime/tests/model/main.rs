@@ -7,3 +7,4 @@ mod kernels;
 mod placement;
 mod saved_contexts;
 mod sessions;
+mod slots;

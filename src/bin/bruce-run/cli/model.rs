@@ -262,6 +262,7 @@ impl PlacementArgs {
             devices: (!self.device.is_empty()).then(|| self.device.clone()),
             repack: if self.no_repack { Repack::Off } else { repack(self.repack) },
             tensor_split: self.tensor_split.clone(),
+            ..PlacementOptions::default()
         }
     }
 }

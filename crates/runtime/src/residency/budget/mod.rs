@@ -52,7 +52,7 @@ pub enum Grain {
     /// All experts of a layer: those of the last layers go to the device.
     #[default]
     Layer,
-    /// Each expert by itself, the likeliest first.
+    /// Each expert by itself, the likeliest first. Where the device has not all of a layer, the host has.
     Expert,
 }
 
@@ -199,17 +199,22 @@ pub fn plan(demand: &Demand, machine: &Machine, decided: Decided, grain: Grain) 
         ..Usage::default()
     };
     // Either all the rest fits, or a part of the memory is for what is being read.
+    let mirrored = mirrored_bytes(demand, &homes);
     let left: u64 = items(demand, &homes, Home::File).map(|item| item.size_bytes).sum();
     let available_bytes = machine.memory.size_bytes;
-    let everything = Usage { expert_bytes: left, ..resident };
+    let everything = Usage { expert_bytes: left.saturating_add(mirrored), ..resident };
     let staged = Usage { staging_bytes: demand.staging_bytes(), ..resident };
+    if everything.total_bytes() > available_bytes && mirrored > 0 {
+        // There is no memory for keeping experts twice.
+        return plan(demand, machine, decided, Grain::Layer);
+    }
     let mut memory = if everything.total_bytes() <= available_bytes { resident } else { staged };
     if memory.total_bytes() > available_bytes {
         let least = if staged.total_bytes() < everything.total_bytes() { staged } else { everything };
         return Err(Shortage { needed: least, available_bytes });
     }
     let room = available_bytes - memory.total_bytes();
-    memory.expert_bytes = fill(demand, &by_chance(demand), &mut homes, Home::Memory, room);
+    memory.expert_bytes = fill(demand, &by_chance(demand), &mut homes, Home::Memory, room) + mirrored;
     let time = token_time(demand, machine, n_gpu, &homes);
     Ok(Outlook { n_gpu_layers, experts: homes, device, memory, time })
 }
@@ -281,9 +286,22 @@ fn fill_device(
     (n as u32, used)
 }
 
+/// Experts on devices that the host has too, because it computes others of their layer.
+fn mirrored_bytes(demand: &Demand, homes: &[Home]) -> u64 {
+    let n_expert = demand.n_expert.max(1) as usize;
+    let layers = demand.experts.chunks(n_expert).zip(homes.chunks(n_expert));
+    let partly = layers.filter(|(_, homes)| homes.iter().any(|home| *home != Home::Device));
+    let on_device = partly.flat_map(|(items, homes)| items.iter().zip(homes));
+    on_device.filter(|(_, home)| **home == Home::Device).map(|(item, _)| item.size_bytes).sum()
+}
+
+/// The likeliest first; among equals one of each layer, then the next of each.
 fn by_chance(demand: &Demand) -> Vec<usize> {
     let mut order: Vec<usize> = (0..demand.experts.len()).collect();
-    order.sort_by(|a, b| demand.experts[*b].chance.total_cmp(&demand.experts[*a].chance));
+    order.sort_by(|a, b| {
+        let (a, b) = (&demand.experts[*a], &demand.experts[*b]);
+        b.chance.total_cmp(&a.chance).then(a.expert.cmp(&b.expert)).then(a.layer.cmp(&b.layer))
+    });
     order
 }
 

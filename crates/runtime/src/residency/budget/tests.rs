@@ -112,6 +112,22 @@ fn by_layer_the_last_layers_experts_are_on_the_device() {
 }
 
 #[test]
+fn by_expert_every_layer_has_its_share_and_the_host_a_copy() {
+    let demand = four_times_seven(0.0);
+    let device = Some(store(5.0, 300.0));
+    let outlook = planned(&demand, &machine(device, store(20.0, 40.0)), Grain::Expert);
+    let counts: Vec<usize> =
+        outlook.experts.chunks(4).map(|l| l.iter().filter(|h| **h == Home::Device).count()).collect();
+    assert_eq!(counts.iter().sum::<usize>(), 38);
+    assert!(counts.iter().all(|n| *n == 1 || *n == 2), "{counts:?}");
+    assert_eq!(outlook.memory.expert_bytes, demand.expert_bytes());
+    // Without memory for copies whole layers are on the device.
+    let small = planned(&demand, &machine(device, store(11.0, 40.0)), Grain::Expert);
+    assert_eq!((small.count(Home::Device), small.n_host_expert_layers(&demand)), (36, 23));
+    assert!(small.all_in_memory());
+}
+
+#[test]
 fn what_the_user_decides_is_kept() {
     let demand = four_times_seven(0.0);
     let machine = machine(Some(store(5.0, 300.0)), store(20.0, 40.0));
