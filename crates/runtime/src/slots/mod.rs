@@ -34,6 +34,16 @@ pub struct SlotStatistics {
 }
 
 impl SlotStatistics {
+    /// What happened after an earlier look.
+    pub fn since(&self, earlier: &SlotStatistics) -> SlotStatistics {
+        SlotStatistics {
+            hits: self.hits - earlier.hits,
+            misses: self.misses - earlier.misses,
+            promotions: self.promotions - earlier.promotions,
+            uploaded_bytes: self.uploaded_bytes - earlier.uploaded_bytes,
+        }
+    }
+
     /// Share of the choices that devices computed; 0 where there were none.
     pub fn hit_rate(&self) -> f64 {
         self.hits as f64 / (self.hits + self.misses).max(1) as f64

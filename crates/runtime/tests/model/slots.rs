@@ -15,7 +15,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn device(bytes: usize) -> String {
-    ggml::stand_in::register(1, bytes).expect("registered")[0].name()
+    stand_in(bytes).name()
+}
+
+fn stand_in(bytes: usize) -> ggml::Device {
+    ggml::stand_in::register(1, bytes).expect("registered")[0]
 }
 
 fn options(device: &str, kernels: Kernels, slots: ExpertSlots) -> ModelOptions {
@@ -215,6 +219,20 @@ fn moving_experts_keeps_our_kernels_within_rounding_and_pays() {
     let [moved, stayed] = [&model, &fixed].map(|m| m.slots().expect("slots").statistics());
     assert!(moved.promotions > 0 && stayed.promotions == 0);
     assert!(moved.hit_rate() > stayed.hit_rate(), "{moved:?} and {stayed:?}");
+}
+
+/// The device has been given its products, and nobody has waited for them, when the CPU begins with the others: once in
+/// each layer.
+#[test]
+fn misses_are_computed_while_the_device_computes_hits() {
+    let device = stand_in(64 << 20);
+    for layout in [Stacked, Split] {
+        let file = tiny_moe("f32", layout);
+        let model = load(&file.path, &options(&device.name(), Kernels::Bruce, ExpertSlots::Uniform(2)));
+        let before = ggml::stand_in::reads_beside_work(device);
+        token_by_token(&model, 5, || ());
+        assert_eq!(ggml::stand_in::reads_beside_work(device) - before, 5 * 3, "{layout:?}");
+    }
 }
 
 /// Two conversations with one model at once, each in a thread of its own.

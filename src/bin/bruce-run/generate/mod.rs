@@ -65,6 +65,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         describe(&model, &session, &sampler);
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
+    let before = model.slots().map(|slots| slots.statistics());
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
     if let Some(cache) = cache {
         engine.use_cache(cache)?;
@@ -80,6 +81,16 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
+        if let (Some(slots), Some(before)) = (model.slots(), before) {
+            let done = slots.statistics().since(&before);
+            eprintln!(
+                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} copied",
+                100.0 * done.hit_rate(),
+                done.hits + done.misses,
+                done.promotions,
+                bruce::size::bytes(done.uploaded_bytes)
+            );
+        }
     }
     Ok(ended)
 }
@@ -149,6 +160,9 @@ fn describe(model: &Model, session: &Session, sampler: &Sampler) {
     eprintln!("{}", bruce::terminal::neutral_line(&model.description()));
     for (buffer, size) in model.sizes() {
         eprintln!("weights in {buffer}: {}", bytes(size));
+    }
+    if let Some(slots) = model.slots() {
+        eprintln!("{} slots for experts in {} layers", slots.n_slots(), slots.experts().len());
     }
     for (buffer, size) in session.compute_bytes() {
         eprintln!("compute buffers in {buffer}: {}", bytes(size as u64));
