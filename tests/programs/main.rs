@@ -6,6 +6,7 @@
 
 mod answer;
 mod answers;
+mod card;
 mod commands;
 mod faults_model;
 mod faults_output;
