@@ -7,6 +7,7 @@
 mod answer;
 mod answers;
 mod budget;
+mod card;
 mod commands;
 mod faults_model;
 mod faults_output;
