@@ -6,6 +6,8 @@
 
 mod answer;
 mod answers;
+mod budget;
+mod card;
 mod commands;
 mod expert_slots;
 mod faults_model;
@@ -16,9 +18,11 @@ mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod measure;
+mod prompt_cache;
 mod readme;
 mod recipes;
 mod resume;
+mod sizes;
 mod support;
 mod tidy;
 mod verify;

@@ -154,7 +154,7 @@ fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
 }
 
 /// `weight^T x` of a weight `[n_in, n_out]`.
-fn multiply(g: &Graph, kernels: Kernels, weight: &Tensor, x: &Tensor) -> Tensor {
+pub(crate) fn multiply(g: &Graph, kernels: Kernels, weight: &Tensor, x: &Tensor) -> Tensor {
     if kernels == Kernels::Bruce && kernels::served(weight) {
         let [product] = kernels::project(g, [Matrix::new(weight, 0)], x);
         return product;

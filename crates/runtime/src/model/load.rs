@@ -3,6 +3,7 @@
 use super::bind::{Binder, Pending, Table};
 use super::{LoadProgress, ModelOptions, Weights};
 use crate::Error;
+use crate::memory::Free;
 use crate::residency::Placement;
 use crate::slots::LayerSlots;
 use ggml::{Buffer, BufferType, Tensor};
@@ -30,7 +31,7 @@ pub(super) fn load(
     let (mapped, copied): (Vec<&Pending<'_>>, Vec<&Pending<'_>>) =
         binder.pending.iter().partition(|p| p.in_place);
     lend(gguf, &mapped, options.mlock)?;
-    copy(gguf, &copied, placement.repacked(), progress)?;
+    copy(gguf, placement, &copied, progress)?;
     fill_tables(&binder.tables)?;
     place_slot_tables(&binder.slots)?;
 
@@ -73,8 +74,8 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
 /// Allocates one buffer for each kind of memory and copies the file's bytes into it.
 fn copy(
     gguf: &Gguf,
+    placement: &Placement,
     copied: &[&Pending<'_>],
-    repacked: &[BufferType],
     progress: &mut dyn LoadProgress,
 ) -> Result<(), Error> {
     let mut places: Vec<BufferType> = Vec::new();
@@ -82,6 +83,12 @@ fn copy(
         if !places.contains(&pending.place) {
             places.push(pending.place);
         }
+    }
+    // Memory of the host is given out before there is any, and missed only when it is written to.
+    let free = Free::now(placement.devices());
+    for place in &places {
+        let pieces = copied.iter().filter(|p| p.place == *place).flat_map(|p| &p.pieces);
+        free.check_weights(*place, pieces.map(|piece| piece.size as u64).sum())?;
     }
     for place in places {
         let tensors: Vec<Tensor> =
@@ -92,7 +99,7 @@ fn copy(
     let mut done = 0;
     for pending in copied {
         let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
-        if pending.pieces.len() > 1 && repacked.contains(&pending.place) {
+        if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
             // A layout of its own is made from all of the bytes at once.
             pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
         } else {

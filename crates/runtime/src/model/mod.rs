@@ -340,7 +340,7 @@ impl Model {
     }
 }
 
-fn experts_used(hparams: &HyperParams, wanted: Option<u32>) -> Result<u32, Error> {
+pub(crate) fn experts_used(hparams: &HyperParams, wanted: Option<u32>) -> Result<u32, Error> {
     match wanted {
         None => Ok(hparams.n_expert_used),
         Some(n) if hparams.is_moe() && (1..=hparams.n_expert).contains(&n) => Ok(n),

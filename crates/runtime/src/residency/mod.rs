@@ -72,8 +72,13 @@ pub struct PlacementOptions {
     pub fixed_experts: bool,
 }
 
-/// Free memory of a device that is left alone, for its compute buffers and the KV cache.
+/// Free memory of a device that is left alone where nothing is planned, for its compute buffers and the KV cache.
 const DEVICE_RESERVE_BYTES: u64 = 512 << 20;
+
+/// Of `free_bytes` of a device's memory, what a plan leaves alone: drivers and libraries take memory that nobody tells.
+pub(crate) fn reserve_bytes(free_bytes: u64) -> u64 {
+    (free_bytes / 16).min(256 << 20)
+}
 
 /// The finished map.
 #[derive(Debug)]
@@ -236,7 +241,7 @@ fn is_expert(id: &TensorId) -> bool {
     id.expert.is_some() || id.role.unstacked().is_some()
 }
 
-fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {
+pub(crate) fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {
     let weights: u64 = tensors.iter().map(|t| t.size).sum();
     let wanted = match repack {
         Repack::On => true,
@@ -279,7 +284,7 @@ fn names(devices: &[Device]) -> String {
     }
 }
 
-fn chosen_devices(wanted: Option<&[String]>) -> Result<Vec<Device>, Error> {
+pub(crate) fn chosen_devices(wanted: Option<&[String]>) -> Result<Vec<Device>, Error> {
     let all = gpus();
     let Some(wanted) = wanted else {
         // An integrated GPU shares the host's memory and only pays where there is no card.

@@ -126,6 +126,8 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
     };
     optional(on_gpu, Column("ngl", 3, |t, _| layers(t.load.n_gpu_layers).to_string()));
     optional(any(|t| t.load.n_cpu_moe != 0), Column("n_cpu_moe", 10, |t, _| t.load.n_cpu_moe.to_string()));
+    optional(any(|t| t.load.vram.is_some()), Column("vram", 8, |t, _| budget(t.load.vram)));
+    optional(any(|t| t.load.ram.is_some()), Column("ram", 8, |t, _| budget(t.load.ram)));
     let with_slots = any(|t| t.load.expert_slots.is_some());
     optional(
         with_slots,
@@ -152,6 +154,11 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
         let rates = o.samples.rates();
         format!("{:.2} ± {:.2}", mean(&rates), deviation(&rates))
     }));
+    if tests.iter().any(|t| t.load.vram.is_some() || t.load.ram.is_some()) {
+        columns.push(Column("expected tg t/s", 15, |_, o| {
+            o.expected.map_or("-".to_owned(), |speed| format!("{speed:.2}"))
+        }));
+    }
     if with_slots {
         columns.push(Column("hits", 7, |_, o| {
             of_slots(o, |slots| format!("{:.1} %", 100.0 * slots.hit_rate()))
@@ -299,6 +306,11 @@ fn object(test: &Test, outcome: &Outcome) -> Value {
         FIELDS.iter().map(|(name, _)| ((*name).to_owned(), value(name, test, outcome))).collect();
     object.insert("samples_ns".to_owned(), json!(outcome.samples.nanoseconds()));
     object.insert("samples_ts".to_owned(), json!(outcome.samples.rates()));
+    if let Some(expected) = outcome.expected {
+        object.insert("vram_budget_bytes".to_owned(), json!(test.load.vram));
+        object.insert("ram_budget_bytes".to_owned(), json!(test.load.ram));
+        object.insert("expected_ts".to_owned(), json!(expected));
+    }
     if outcome.read_rate > 0.0 {
         let reached = reached(test, outcome);
         object.insert("bytes_per_token".to_owned(), json!(reached.bytes_per_token));
@@ -338,6 +350,10 @@ fn backends() -> String {
         .collect();
     names.dedup();
     if names.is_empty() { "CPU".to_owned() } else { names.join(",") }
+}
+
+fn budget(bytes: Option<u64>) -> String {
+    bytes.map_or("-".to_owned(), bruce::size::bytes)
 }
 
 fn lower(ty: quants::TensorType) -> String {
