@@ -1,7 +1,7 @@
 //! Greedy answers of `bruce-run`, against those that llama.cpp gave (`tests/golden`).
 
 use crate::answer::{Answer, N_TOP, Step, Tolerance, agree, ask, ask_with, ids, tokenize};
-use crate::support::{bruce_run, golden_lines, quantized, root, succeed};
+use crate::support::{bruce_run, golden_lines, quantized, refused, root, run, succeed};
 
 /// Follows the golden answers of smol4x until the two part at a near tie.
 fn compare(file_type: &str, tolerance: Tolerance) {
@@ -112,4 +112,57 @@ fn look_up_changes_no_token() {
         let ids = |answer: &Answer| answer.steps.iter().map(|step| step.id).collect::<Vec<_>>();
         assert_eq!(ids(&plain), ids(&drafted));
     }
+}
+
+/// As above, where the context is so long that ggml's attention would depend on the batch.
+#[test]
+fn look_up_changes_no_token_in_a_long_context() {
+    let Some(model) = quantized("tinymoe", "Q4_K_M") else { return };
+    let text = std::fs::read_to_string(root().join("models/tiny-moe/heldout.txt")).expect("a text");
+    let prompt: String = text.chars().take(2600).collect();
+    for cache in ["f16", "q8_0"] {
+        let flags = ["-c", "2048", "-t", "2", "--ignore-eos", "-ctk", cache, "-ctv", cache];
+        let plain = ask_with("bruce", &model, &prompt, 48, N_TOP, &flags);
+        let drafted = ask_with("bruce", &model, &prompt, 48, N_TOP, &[&flags[..], &["--lookup"]].concat());
+        assert!(plain.prompt.len() > 512, "only {} tokens", plain.prompt.len());
+        let ids = |answer: &Answer| answer.steps.iter().map(|step| step.id).collect::<Vec<_>>();
+        assert_eq!(ids(&plain), ids(&drafted), "{cache}");
+    }
+}
+
+/// What a file keeps of a prompt is not computed again, and the answer is the same.
+#[test]
+fn a_prompt_cache_saves_the_work_and_changes_no_token() {
+    let Some(model) = quantized("tinymoe", "Q4_K_M") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("prompt.cache");
+    let file = path.to_str().expect("a plain name");
+    let prompt = "And God said, Let there be light: and there was light. And God saw the light,";
+    let say = |prompt: &str, flags: &[&str]| {
+        let mut command = bruce_run();
+        command.arg(&model).args(["-p", prompt, "-no-cnv", "--temp", "0", "-n", "12", "--kernels", "bruce"]);
+        let answer = succeed(command.args(["--output", "json"]).args(flags));
+        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+        (answer["text"].clone(), answer["timings"]["prompt_n"].as_u64().expect("a number"))
+    };
+    let (expected, n_prompt) = say(prompt, &[]);
+    assert_eq!(say(prompt, &["--prompt-cache", file]), (expected.clone(), n_prompt));
+    let first = std::fs::read(&path).expect("a file");
+    // All of it is known but for the last token, from which the answer begins.
+    assert_eq!(say(prompt, &["--prompt-cache", file]), (expected.clone(), 1));
+    assert_eq!(std::fs::read(&path).expect("a file"), first, "nothing was new");
+    let longer = format!("{prompt} that it was good");
+    let (expected_of_longer, n_longer) = say(&longer, &[]);
+    let (found, n) = say(&longer, &["--prompt-cache", file, "--prompt-cache-ro"]);
+    assert!(found == expected_of_longer && n <= n_longer - n_prompt + 1, "{n} tokens of {n_longer}");
+    assert_eq!(std::fs::read(&path).expect("a file"), first, "read only");
+    say(prompt, &["--prompt-cache", file, "--prompt-cache-all"]);
+    assert!(std::fs::read(&path).expect("a file").len() > first.len(), "the answer is kept too");
+
+    std::fs::write(&path, b"not a cache, but precious").expect("a file");
+    let mut command = bruce_run();
+    let flags = ["-p", prompt, "-no-cnv", "-n", "1", "--prompt-cache", file];
+    let output = run(command.arg(&model).args(flags));
+    refused(&output, 1, &["prompt.cache: prompt cache: size: found 25 bytes"]);
+    assert_eq!(std::fs::read(&path).expect("a file"), b"not a cache, but precious");
 }

@@ -9,6 +9,26 @@ pub enum Error {
     /// The file is not a readable GGUF.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
+    /// A prompt cache can't be used.
+    #[error("{}: prompt cache: {field}: found {found}, expected {expected}", path.display())]
+    PromptCache {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        field: &'static str,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: String,
+    },
+    /// A prompt cache can't be read.
+    #[error("{}: prompt cache: cannot read: {source}", path.display())]
+    PromptCacheIo {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The metadata does not describe a model that can be run.
     #[error(transparent)]
     Spec(#[from] model_spec::Error),

@@ -1,5 +1,7 @@
 //! A conversation with a model: its KV cache, and tokens going in, logits coming out.
 
+mod prompt_cache;
+
 use crate::Error;
 use crate::graph::{self, BatchGraph, BatchShape};
 use crate::kernels::Kernels;

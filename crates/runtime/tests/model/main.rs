@@ -1,7 +1,9 @@
 //! Models made from the checkpoint that ships with the project, loaded and run in every way there is.
 
+mod attention;
 mod bad_models;
 mod fixture;
 mod kernels;
 mod placement;
+mod prompt_cache;
 mod sessions;

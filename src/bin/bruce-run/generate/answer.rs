@@ -2,6 +2,7 @@
 
 use super::logprobs::LogProbs;
 use super::lookup;
+use super::prompt_cache::{PromptCache, Written};
 use super::stop::StopWords;
 use super::timings::Timings;
 use runtime::sampler::Sampler;
@@ -22,6 +23,11 @@ pub struct Engine {
     row: usize,
     limits: Limits,
     timings: Timings,
+    prompt_cache: Option<PromptCache>,
+    /// Whether the file holds the first prompt.
+    is_saved: bool,
+    /// Whether the sampler has seen what is in the cache, as it has not where that came from a file.
+    sampler_knows: bool,
 }
 
 /// What ends an answer, and what is noted meanwhile.
@@ -93,7 +99,18 @@ impl Engine {
     /// Nothing was said yet.
     pub fn new(session: Session, sampler: Sampler, limits: Limits, timings: Timings) -> Self {
         let (history, drafted) = (Vec::new(), VecDeque::new());
-        Engine { session, sampler, history, drafted, row: 0, limits, timings }
+        Engine {
+            session,
+            sampler,
+            history,
+            drafted,
+            row: 0,
+            limits,
+            timings,
+            prompt_cache: None,
+            is_saved: false,
+            sampler_knows: false,
+        }
     }
 
     /// The session.
@@ -104,6 +121,38 @@ impl Engine {
     /// What was timed so far.
     pub fn timings(&self) -> &Timings {
         &self.timings
+    }
+
+    /// Begins with what a file holds, and keeps in it what is computed.
+    ///
+    /// # Errors
+    /// Where the file can't be used.
+    pub fn continue_from(&mut self, cache: PromptCache) -> Result<(), anyhow::Error> {
+        self.history = cache.load(&mut self.session)?;
+        self.prompt_cache = Some(cache);
+        Ok(())
+    }
+
+    /// Writes the prompt cache where that is to be done at the end.
+    ///
+    /// # Errors
+    /// Where writing fails.
+    pub fn save_at_the_end(&self) -> Result<(), anyhow::Error> {
+        match &self.prompt_cache {
+            Some(cache) if cache.written == Written::AtTheEnd => cache.save(&self.session, &self.history),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the prompt cache once the first prompt is read, unless nothing of it was new.
+    fn save_prompt(&mut self, n_known: usize) -> Result<(), anyhow::Error> {
+        if let Some(cache) = self.prompt_cache.as_ref().filter(|c| c.written == Written::WithThePrompt) {
+            if !self.is_saved && n_known + 1 < self.history.len() {
+                cache.save(&self.session, &self.history)?;
+            }
+            self.is_saved = true;
+        }
+        Ok(())
     }
 
     /// Forgets everything that was said.
@@ -194,8 +243,15 @@ impl Engine {
         let common = common.min(prompt.len() - 1);
         self.forget_from(common);
         let rest = &prompt[common..];
-        rest.iter().for_each(|id| self.sampler.accept(*id));
-        self.compute(rest)
+        // The sampler looks back on the whole prompt, however much of it was computed before.
+        let seen = if self.sampler_knows { rest } else { prompt };
+        self.sampler_knows = true;
+        seen.iter().for_each(|id| self.sampler.accept(*id));
+        let done = self.compute(rest)?;
+        if done {
+            self.save_prompt(common)?;
+        }
+        Ok(done)
     }
 
     fn forget_from(&mut self, n: usize) {

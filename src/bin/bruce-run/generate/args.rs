@@ -1,5 +1,6 @@
 //! What to say to the model, and how its answer is shown.
 
+use super::prompt_cache::{PromptCache, Written};
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::cli::sampling::SamplingArgs;
@@ -85,6 +86,19 @@ pub struct PromptArgs {
     /// With --lookup: tokens that are drafted at once [--draft]
     #[arg(long, alias = "draft", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=62))]
     draft_max: u32,
+
+    /// A file that keeps what the model computed for the prompt: where it exists, the beginning that it has in common
+    /// with the prompt is not computed again; it is (re)written once the prompt is read
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
+
+    /// With --prompt-cache: write the file at the end, with the answers
+    #[arg(long, requires = "prompt_cache")]
+    prompt_cache_all: bool,
+
+    /// With --prompt-cache: never write the file
+    #[arg(long, requires = "prompt_cache", conflicts_with = "prompt_cache_all")]
+    prompt_cache_ro: bool,
 
     /// Words that end an answer
     #[arg(short, long, value_name = "WORDS")]
@@ -200,6 +214,8 @@ pub struct Config {
     pub show_prompt: bool,
     /// How many tokens are drafted at once; 0 for none.
     pub n_draft: usize,
+    /// Where computed prompts are kept.
+    pub prompt_cache: Option<PromptCache>,
     /// How the answer is written.
     pub output: Output,
     /// How many of the likeliest tokens are reported.
@@ -263,6 +279,14 @@ impl PromptArgs {
             show_control: self.special,
             show_prompt: !self.no_display_prompt,
             n_draft: if self.lookup { self.draft_max as usize } else { 0 },
+            prompt_cache: self.prompt_cache.clone().map(|path| PromptCache {
+                path,
+                written: match (self.prompt_cache_all, self.prompt_cache_ro) {
+                    (true, _) => Written::AtTheEnd,
+                    (_, true) => Written::Never,
+                    _ => Written::WithThePrompt,
+                },
+            }),
             output: self.output,
             n_logprobs: self.logprobs,
             timings: !self.no_perf,

@@ -7,6 +7,7 @@ mod dialogue;
 mod logprobs;
 mod lookup;
 mod mode;
+mod prompt_cache;
 mod screen;
 mod stop;
 mod timings;
@@ -59,6 +60,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
+    if let Some(cache) = config.prompt_cache.clone() {
+        engine.continue_from(cache)?;
+    }
     let ended = match (mode, template) {
         (Mode::Answer, Some(template)) => answer_question(&config, &mut engine, template)?,
         (Mode::Converse, Some(template)) => {
@@ -67,6 +71,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         }
         _ => continue_text(&config, &mut engine)?,
     };
+    engine.save_at_the_end()?;
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
     }
