@@ -9,6 +9,7 @@
 //! of its two rows, and a token's experts are added up in their own order.
 
 mod activations;
+mod attention;
 mod experts;
 mod grouping;
 mod matrix;
@@ -16,6 +17,7 @@ mod projection;
 mod silu;
 
 pub(crate) use activations::quantized;
+pub(crate) use attention::{attends, attention};
 pub(crate) use experts::{Beside, experts};
 pub(crate) use matrix::{Matrix, served};
 pub(crate) use projection::project;
