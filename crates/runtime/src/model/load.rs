@@ -1,17 +1,21 @@
 //! Puts the bytes of the weights where the placement wants them.
 
 use super::bind::{Binder, Pending, Table};
-use super::{LoadProgress, ModelOptions, Weights};
+use super::{LoadProgress, ModelOptions, Weights, stream};
 use crate::Error;
 use crate::residency::Placement;
+use expert_pool::{Files, Pool};
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::HyperParams;
+use std::sync::Arc;
 
 pub(super) struct Loaded {
     pub weights: Weights,
     /// Bytes of weights by kind of memory.
     pub sizes: Vec<(BufferType, u64)>,
+    /// Where streamed experts come from.
+    pub expert_pool: Option<Arc<Pool>>,
 }
 
 pub(super) fn load(
@@ -26,7 +30,8 @@ pub(super) fn load(
     let (mapped, copied): (Vec<&Pending<'_>>, Vec<&Pending<'_>>) =
         binder.pending.iter().partition(|p| p.in_place);
     lend(gguf, &mapped, options.mlock)?;
-    copy(gguf, &copied, progress)?;
+    let direct = options.expert_pool_bytes.map(|_| Files::open(gguf.parts())).transpose()?;
+    copy(gguf, direct.as_ref(), &copied, progress)?;
     fill_tables(&binder.tables)?;
 
     let mut sizes: Vec<(BufferType, u64)> = Vec::new();
@@ -37,7 +42,10 @@ pub(super) fn load(
             None => sizes.push((pending.place, bytes)),
         }
     }
-    Ok(Loaded { weights, sizes })
+    let dense_bytes = sizes.iter().map(|(_, bytes)| bytes).sum();
+    let pool = |size_bytes| stream::pool(gguf, &binder.streamed, size_bytes, dense_bytes);
+    let expert_pool = options.expert_pool_bytes.map(pool).transpose()?;
+    Ok(Loaded { weights, sizes, expert_pool })
 }
 
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host.
@@ -64,8 +72,14 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
     Ok(())
 }
 
-/// Allocates one buffer for each kind of memory and copies the file's bytes into it.
-fn copy(gguf: &Gguf, copied: &[&Pending<'_>], progress: &mut dyn LoadProgress) -> Result<(), Error> {
+/// Allocates one buffer for each kind of memory and copies the file's bytes into it, past the page cache through `direct`
+/// if that is given.
+fn copy(
+    gguf: &Gguf,
+    direct: Option<&Files>,
+    copied: &[&Pending<'_>],
+    progress: &mut dyn LoadProgress,
+) -> Result<(), Error> {
     let mut places: Vec<BufferType> = Vec::new();
     for pending in copied {
         if !places.contains(&pending.place) {
@@ -81,8 +95,12 @@ fn copy(gguf: &Gguf, copied: &[&Pending<'_>], progress: &mut dyn LoadProgress) -
     let mut done = 0;
     for pending in copied {
         // Whole tensors: a layout of its own is made from all of the bytes at once.
-        match pending.pieces[..] {
-            [piece] => pending.tensor.write(0, gguf.data(piece)),
+        match (&pending.pieces[..], direct) {
+            (&[piece], Some(files)) => {
+                let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(at, bytes);
+                files.read_tensor(piece.part, piece.offset, piece.size, &piece.name, &mut write)?;
+            }
+            (&[piece], None) => pending.tensor.write(0, gguf.data(piece)),
             _ => {
                 let stacked: Vec<&[u8]> = pending.pieces.iter().map(|piece| gguf.data(piece)).collect();
                 pending.tensor.write(0, &stacked.concat());

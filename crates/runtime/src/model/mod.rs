@@ -3,11 +3,13 @@
 mod bind;
 mod check;
 mod load;
+mod stream;
 
 use crate::Error;
 use crate::kernels::Kernels;
 use crate::residency::{Placement, PlacementOptions};
 use crate::tokenizer::Tokenizer;
+use expert_pool::Pool;
 use ggml::{BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::{FileType, HyperParams, TensorId, TensorRole, keys};
@@ -31,6 +33,9 @@ pub struct ModelOptions {
     pub rope: RopeOverrides,
     /// Whose kernels multiply on the CPU; by the model's size where `None`.
     pub kernels: Option<Kernels>,
+    /// Experts are read from the file when tokens take them, into a pool of so many bytes; all other weights are copied
+    /// into memory. The CPU computes, with [`Kernels::Bruce`].
+    pub expert_pool_bytes: Option<u64>,
 }
 
 impl Default for ModelOptions {
@@ -43,6 +48,7 @@ impl Default for ModelOptions {
             n_expert_used: None,
             rope: RopeOverrides::default(),
             kernels: None,
+            expert_pool_bytes: None,
         }
     }
 }
@@ -90,6 +96,7 @@ pub struct Model {
     placement: Placement,
     sizes: Vec<(BufferType, u64)>,
     kernels: Kernels,
+    expert_pool: Option<Arc<Pool>>,
 }
 
 /// What is read and multiplied for one token.
@@ -131,8 +138,19 @@ pub(crate) struct Layer {
 }
 
 pub(crate) enum FeedForward {
-    Dense { gate: Linear, up: Linear, down: Linear },
-    Experts { router: Tensor, gate: ExpertBank, up: ExpertBank, down: ExpertBank },
+    Dense {
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+    },
+    Experts {
+        router: Tensor,
+        gate: ExpertBank,
+        up: ExpertBank,
+        down: ExpertBank,
+        /// The layer's number in the pool that its experts come from; their tensors then have no data.
+        streamed: Option<usize>,
+    },
 }
 
 /// One projection of all experts of a layer, in as many groups as there are (type, place) pairs among them.
@@ -184,8 +202,14 @@ impl Model {
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())
             .map_err(|source| Error::Tokenizer { path: path.to_path_buf(), source })?;
         let size_bytes = gguf.tensors().iter().map(|tensor| tensor.size).sum();
-        let kernels = options.kernels.unwrap_or_else(|| Kernels::for_weights(size_bytes));
-        let options = &ModelOptions { kernels: Some(kernels), ..options.clone() };
+        let streamed = options.expert_pool_bytes.is_some();
+        let usual = if streamed { Kernels::Bruce } else { Kernels::for_weights(size_bytes) };
+        let kernels = options.kernels.unwrap_or(usual);
+        let mut options = ModelOptions { kernels: Some(kernels), ..options.clone() };
+        if streamed {
+            stream::prepare(&hparams, &mut options)?;
+        }
+        let options = &options;
         let n_expert_used = experts_used(&hparams, options.n_expert_used)?;
         let rope = rope(&hparams, &options.rope);
         let placement = Placement::plan(&hparams, gguf.tensors(), &options.placement)?;
@@ -203,6 +227,7 @@ impl Model {
             placement,
             sizes: loaded.sizes,
             kernels,
+            expert_pool: loaded.expert_pool,
         }))
     }
 
@@ -290,6 +315,11 @@ impl Model {
     /// Whose kernels multiply on the CPU.
     pub fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    /// Where experts come from that are read when tokens take them.
+    pub fn expert_pool(&self) -> Option<&Arc<Pool>> {
+        self.expert_pool.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

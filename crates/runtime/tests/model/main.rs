@@ -5,3 +5,4 @@ mod fixture;
 mod kernels;
 mod placement;
 mod sessions;
+mod streaming;
