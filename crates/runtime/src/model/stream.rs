@@ -27,6 +27,9 @@ pub(super) fn prepare(hparams: &HyperParams, options: &mut ModelOptions) -> Resu
     if placement.devices.as_ref().is_some_and(|names| !names.iter().all(|n| n.eq_ignore_ascii_case("none"))) {
         return refuse("a device", "--device none: experts are streamed to the CPU");
     }
+    if placement.expert_slots.is_some() {
+        return refuse("--expert-slots", "one of the two: slots are on devices, and the pool is for the CPU");
+    }
     placement.devices = Some(Vec::new());
     placement.repack = Repack::Off;
     // Mapped weights could be dropped from memory, and would have to be read again page by page.
