@@ -138,7 +138,7 @@ fn pieces(rows: u64, cols: u64) -> Vec<(u64, Range<u64>)> {
         // The middle of the i-th of n equal parts.
         let row = if rows >= n { (2 * i + 1) * rows / (2 * n) } else { i % rows };
         // Multiples of the golden ratio's share of 2^32, whose upper bits go everywhere alike.
-        let piece = (i.wrapping_mul(0x9e37_79b9) >> 16 & 0xffff) * per_row >> 16;
+        let piece = (((i.wrapping_mul(0x9e37_79b9) >> 16) & 0xffff) * per_row) >> 16;
         (row, piece * n_cols..(piece + 1) * n_cols)
     };
     (0..n).map(place).collect()

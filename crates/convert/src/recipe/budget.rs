@@ -106,21 +106,26 @@ const MAX_ROUNDS: usize = 1000;
 /// Lowers the cost by single changes and by exchanges between two items, as long as there are any within the budget.
 fn refine(items: &[Vec<Choice>], chosen: &mut [usize], mut total: u64, budget: u64) {
     for _ in 0..MAX_ROUNDS {
-        let Some((changes, bytes)) = best_exchange(items, chosen, total, budget) else { return };
-        for (item, choice) in changes {
+        let Some(exchange) = best_exchange(items, chosen, total, budget) else { return };
+        for (item, choice) in exchange.changes {
             chosen[item] = choice;
         }
-        total = bytes;
+        total = exchange.total;
     }
 }
 
-/// The change of one item, or of two, that lowers the cost most within the budget, and the bytes that come of it.
-fn best_exchange(
-    items: &[Vec<Choice>],
-    chosen: &[usize],
+/// New choices for one item or two.
+struct Exchange {
+    /// What the cost falls by.
+    saving: f64,
+    /// Items with their new choices.
+    changes: Vec<(usize, usize)>,
+    /// Bytes of all items after it.
     total: u64,
-    budget: u64,
-) -> Option<(Vec<(usize, usize)>, u64)> {
+}
+
+/// The exchange that lowers the cost most within the budget.
+fn best_exchange(items: &[Vec<Choice>], chosen: &[usize], total: u64, budget: u64) -> Option<Exchange> {
     // Every change of one item: bytes and cost that it adds.
     let mut larger: Vec<(usize, usize, u64, f64)> = Vec::new();
     let mut smaller: Vec<(usize, usize, u64, f64)> = Vec::new();
@@ -149,10 +154,10 @@ fn best_exchange(
         }
         cheapest.push(best);
     }
-    let mut found: Option<(f64, Vec<(usize, usize)>, u64)> = None;
-    let mut offer = |saving: f64, changes: Vec<(usize, usize)>, bytes: u64| {
-        if saving > 0.0 && found.as_ref().is_none_or(|(most, ..)| saving > *most) {
-            found = Some((saving, changes, bytes));
+    let mut found: Option<Exchange> = None;
+    let mut offer = |saving: f64, changes: Vec<(usize, usize)>, total: u64| {
+        if saving > 0.0 && found.as_ref().is_none_or(|best| saving > best.saving) {
+            found = Some(Exchange { saving, changes, total });
         }
     };
     for &(item, choice, bytes, saving) in &larger {
@@ -167,7 +172,7 @@ fn best_exchange(
             offer(saving - cost, vec![(item, choice), (other, smaller_choice)], total + bytes - freed);
         }
     }
-    found.map(|(_, changes, bytes)| (changes, bytes))
+    found
 }
 
 #[cfg(test)]
