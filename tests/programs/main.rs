@@ -20,4 +20,5 @@ mod recipes;
 mod resume;
 mod support;
 mod tidy;
+mod types;
 mod verify;
