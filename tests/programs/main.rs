@@ -25,4 +25,5 @@ mod resume;
 mod sizes;
 mod support;
 mod tidy;
+mod types;
 mod verify;

@@ -12,6 +12,8 @@
 //! is the median over the runs and, in brackets, the quartiles; `x ggml` is the median of the runs' ratios, `of read` the
 //! same against the plain read.
 
+mod timing;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use ggml::{
 };
 use quants::TensorType;
 use quants::matmul::{Level, activation_kind, multiply_at, supports};
+use timing::{Spread, thread_seconds};
 
 struct Options {
     runs: usize,
@@ -114,7 +117,7 @@ fn measure(options: &Options, ty: TensorType, batch: usize, weights: &[Vec<u8>],
         for (i, times) in times.iter_mut().enumerate() {
             // Whoever comes later in a run must not find what the one before has fetched.
             let copy = (run * 3 + i) % weights.len();
-            let start = seconds();
+            let start = thread_seconds();
             match levels.get(i) {
                 Some(&level) => {
                     let rows_of_both = activations.chunks_exact(columns);
@@ -131,7 +134,7 @@ fn measure(options: &Options, ty: TensorType, batch: usize, weights: &[Vec<u8>],
             }
             // The first run warms up.
             if run > 0 {
-                times.push(seconds() - start);
+                times.push(thread_seconds() - start);
             }
         }
         peers[0].compare(&ours);
@@ -145,14 +148,14 @@ fn measure(options: &Options, ty: TensorType, batch: usize, weights: &[Vec<u8>],
         let ops = Spread::of(times[i].iter().map(|seconds| operations / seconds / 1e9)).median;
         let against = |peer: usize| {
             let ratios = times[i].iter().zip(&times[peer]).map(|(ours, theirs)| theirs / ours);
-            Spread::of(ratios).to_string()
+            format!("{:.2}", Spread::of(ratios))
         };
         let (ops, ggml) = match name {
             "read" => (String::new(), String::new()),
             _ => (format!("{ops:.1}"), against(levels.len())),
         };
         let read = against(levels.len() + 1);
-        println!("{:8} {batch:5} {name:12} {rates:>22} {ops:>8} {ggml:>20} {read:>20}", ty.name());
+        println!("{:8} {batch:5} {name:12} {rates:>22.2} {ops:>8} {ggml:>20} {read:>20}", ty.name());
     }
 }
 
@@ -192,12 +195,6 @@ impl Peer {
         let difference: f64 = theirs.iter().zip(ours).map(|(a, b)| square(a - b)).sum();
         assert!(difference <= size * 1e-3, "products differ by {difference} of {size}");
     }
-}
-
-/// Seconds that this thread has run: what other programs take of the core does not count.
-fn seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 fn tensor(options: &Options, ty: TensorType, bytes: &[u8]) -> Tensor {
@@ -258,26 +255,4 @@ fn random() -> impl FnMut() -> u32 {
 fn numbers(n: usize) -> impl Iterator<Item = f32> {
     let mut random = random();
     (0..n).map(move |_| random() as i32 as f32 / 2_147_483_648.0)
-}
-
-/// Median and quartiles.
-struct Spread {
-    median: f64,
-    low: f64,
-    high: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |quarters: usize| values[(values.len() - 1) * quarters / 4];
-        Self { median: at(2), low: at(1), high: at(3) }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&format!("{:.2} ({:.2}-{:.2})", self.median, self.low, self.high))
-    }
 }

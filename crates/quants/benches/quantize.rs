@@ -11,13 +11,16 @@
 //! nominal frequency.
 #![allow(
     unsafe_code,
-    reason = "calls ggml's C function, and reads clocks that the standard library does not have"
+    reason = "calls ggml's C function, and reads a counter that the standard library does not have"
 )]
+
+mod timing;
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use quants::{Level, TensorType, can_quantize, quantize_at, quantize_weighted_at};
+use timing::{Spread, thread_seconds};
 
 struct Options {
     runs: usize,
@@ -118,38 +121,12 @@ fn measure(options: &Options, ty: TensorType, weights: &[f32], importance: Optio
         let ticks = Spread::of(times[i].iter().map(|seconds| seconds / tick / n));
         let ratios = Spread::of(times[i].iter().zip(&times[levels.len()]).map(|(ours, ggml)| ggml / ours));
         let importance = if importance.is_some() { "yes" } else { "no" };
-        println!("{:8} {importance:10} {name:8} {rates:>24} {:>14.2} {ratios:>24}", ty.name(), ticks.median);
+        println!(
+            "{:8} {importance:10} {name:8} {rates:>24.1} {:>14.2} {ratios:>24.1}",
+            ty.name(),
+            ticks.median
+        );
     }
-}
-
-/// Median and quartiles.
-struct Spread {
-    median: f64,
-    low: f64,
-    high: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |quarters: usize| values[(values.len() - 1) * quarters / 4];
-        Self { median: at(2), low: at(1), high: at(3) }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&format!("{:.1} ({:.1}-{:.1})", self.median, self.low, self.high))
-    }
-}
-
-/// The processor time that this thread has had.
-fn thread_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists wherever this is compiled, and the structure is ours to be written.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// How long a tick takes; infinite where there is no counter.

@@ -1,7 +1,7 @@
 //! Q3_K (`scalar::q3_k`): scales are searched for a sub-block to a lane, quants made in the order of the weights.
 
 use super::columns::{columns, emphasize, padded, sums_of_rows};
-use super::{Chunk, Kernel, Simd, nearest, symmetric};
+use super::{Chunk, Kernel, Simd, array, nearest, symmetric};
 use crate::scalar::float::{f16_from_f32, f32_from_f16};
 use crate::scalar::q3_k::{
     LEN, N_SUB, OFFSET, Q3_K, SCALE_OFFSET, SUB_LEN, pack, quantize_q3_k, quantize_weighted_q3_k,
@@ -35,10 +35,12 @@ const MAX_TOGETHER: usize = GROUPS * 16 / N_SUB;
 fn unweighted<S: Simd>(simd: S, weights: &[[f32; LEN]], blocks: &mut [[u8; Q3_K]]) {
     let together = GROUPS * S::LANES / N_SUB;
     let mut room = [[0.0; LEN]; MAX_TOGETHER];
+    // Made once: to fill it with zeros for each descent takes a twentieth of the time.
+    let mut columns = [[[simd.splat(0.0); GROUPS]; SUB_LEN]; 4];
     for (weights, blocks) in weights.chunks(together).zip(blocks.chunks_mut(together)) {
         let n_floats = together * LEN;
         let rows = padded(weights.as_flattened(), &mut room.as_flattened_mut()[..n_floats]);
-        let (scales, magnitudes) = descend(simd, rows);
+        let (scales, magnitudes) = descend(simd, rows, &mut columns);
         let fits = scales.as_chunks::<N_SUB>().0.iter().zip(magnitudes.as_chunks().0);
         for ((weights, block), (scales, magnitudes)) in weights.iter().zip(blocks).zip(fits) {
             if store_unweighted(simd, weights, scales, magnitudes, block).is_none() {
@@ -48,9 +50,16 @@ fn unweighted<S: Simd>(simd: S, weights: &[[f32; LEN]], blocks: &mut [[u8; Q3_K]
     }
 }
 
-/// Scales and largest magnitudes of as many sub-blocks as fit in [`GROUPS`] vectors.
+/// For each weight of a sub-block, vectors over the sub-blocks.
+type Columns<S> = [[<S as Simd>::F32; GROUPS]; SUB_LEN];
+
+/// Scales and largest magnitudes of as many sub-blocks as fit in [`GROUPS`] vectors. `room` is room to work in.
 #[inline(always)]
-fn descend<S: Simd>(simd: S, rows: &[f32]) -> ([f32; MAX_TOGETHER * N_SUB], [f32; MAX_TOGETHER * N_SUB]) {
+fn descend<S: Simd>(
+    simd: S,
+    rows: &[f32],
+    room: &mut [Columns<S>; 4],
+) -> ([f32; MAX_TOGETHER * N_SUB], [f32; MAX_TOGETHER * N_SUB]) {
     const ROUNDS: usize = 5;
     let zero = simd.splat(0.0);
     let half = i32::from(OFFSET);
@@ -58,8 +67,7 @@ fn descend<S: Simd>(simd: S, rows: &[f32]) -> ([f32; MAX_TOGETHER * N_SUB], [f32
         let (lowest, highest) = (simd.splat_i32(-half), simd.splat_i32(half - 1));
         simd.to_f32(simd.clamp_i32(nearest(simd, values), lowest, highest))
     };
-    let zeros = [[zero; GROUPS]; SUB_LEN];
-    let (mut x, mut w, mut wx, mut q) = (zeros, zeros, zeros, zeros);
+    let [x, w, wx, q] = room;
     let mut magnitude = [zero; GROUPS];
     let (mut sum_wqx, mut sum_wqq) = ([zero; GROUPS], [zero; GROUPS]);
     for g in 0..GROUPS {
@@ -146,8 +154,10 @@ fn store_unweighted<S: Simd>(
     }
     let inverse = -f32::from(SCALE_OFFSET) / extreme;
     let half = SCALE_OFFSET as i8;
-    let stored_scales =
-        scales.map(|scale| ((round::nearest(inverse * scale) as i8).clamp(-half, half - 1) + half) as u8);
+    let stored_scales = array(|s| {
+        let scale = round::nearest(inverse * scales[s]) as i8;
+        (scale.clamp(-half, half - 1) + half) as u8
+    });
     store(simd, weights, &stored_scales, magnitudes, f16_from_f32(1.0 / inverse), block)
 }
 
@@ -211,7 +221,8 @@ fn store<S: Simd>(
     d: u16,
     block: &mut [u8; Q3_K],
 ) -> Option<()> {
-    let scales = stored_scales.map(|s| f32_from_f16(d) * (f32::from(s) - f32::from(SCALE_OFFSET)));
+    let d_float = f32_from_f16(d);
+    let scales: [f32; N_SUB] = array(|s| d_float * (f32::from(stored_scales[s]) - f32::from(SCALE_OFFSET)));
     let is_known = |s: usize| match scales[s] == 0.0 {
         true => magnitudes[s] < NEGLIGIBLE,
         false => magnitudes[s] < f32::INFINITY,
