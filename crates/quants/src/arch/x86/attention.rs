@@ -11,6 +11,10 @@ use std::arch::x86_64::*;
 ///
 /// The processor must have AVX2, FMA and F16C, as every level but the scalar one needs.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[allow(
+    clippy::redundant_closure,
+    reason = "a closure is compiled for the instruction set, a function's shim is not"
+)]
 pub(crate) unsafe fn attend(job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
     attend_with::<2, 2, 4, 1>(job, buffers, out, |cells, cell, row| widen(cells, cell, row));
 }
