@@ -87,6 +87,7 @@ impl SlotCache {
         layers: Vec<Arc<LayerSlots>>,
         n_used: usize,
         moves: bool,
+        spares_the_cpu: bool,
     ) -> SlotCache {
         let occupants: Vec<Vec<Vec<Option<u32>>>> =
             layers.iter().map(|layer| layer.first_occupants()).collect();
