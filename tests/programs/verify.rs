@@ -190,6 +190,18 @@ fn experts_that_are_much_alike_are_told_apart() {
             &["ffn_gate_exps.weight expert 3", "nearer"],
         ],
     );
+    let twice = damaged(&model, folder.path(), |file, bytes| {
+        let own = part_of(file, name, 1, 4);
+        bytes.copy_within(own, part_of(file, name, 3, 4).start);
+    });
+    problems(&twice, &source, &[&["ffn_gate_exps.weight expert 3", "found the weights of", "ffn_gate"]]);
+}
+
+#[test]
+fn experts_that_rounding_takes_back_to_one_grid_are_not_taken_for_exchanged() {
+    // Its experts are one network, which had been quantized before, each with noise of its own.
+    let (Some(model), Some(source)) = (quantized("smol4x", "Q4_K_M"), checkpoint("smol4x")) else { return };
+    problems(&model, &source, &[]);
 }
 
 #[test]

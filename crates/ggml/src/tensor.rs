@@ -148,6 +148,15 @@ impl Tensor {
         }
     }
 
+    /// Whether it lies in host memory, in the layout of files.
+    pub fn is_host(&self) -> bool {
+        let tensor = self.get();
+        // SAFETY: a tensor's buffer lives as long as its context.
+        !tensor.buffer.is_null()
+            && !tensor.data.is_null()
+            && unsafe { sys::ggml_backend_buffer_is_host(tensor.buffer) }
+    }
+
     /// Copies `bytes` into the tensor at `offset`, to whichever device it lies on.
     ///
     /// # Panics

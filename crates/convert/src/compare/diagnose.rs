@@ -20,6 +20,12 @@ pub(super) const MAX_NAMED: usize = 16;
 /// Standard errors by which an expert must be nearer to another one than chance explains.
 const SIGNIFICANT: f64 = 6.0;
 
+/// Weights of all comparisons within a layer, which grow with the square of the number of experts.
+const MAX_COMPARED: u64 = 1 << 23;
+
+/// Relative difference between experts of the source above which no rounding makes them the same.
+const SAME: f64 = 1e-3;
+
 /// The two models.
 pub(super) struct Sides<'a> {
     pub file: &'a Gguf,
@@ -67,12 +73,14 @@ impl Sides<'_> {
         Ok(best.1)
     }
 
-    /// Experts of the file that are nearer to another expert of the source than to their own.
+    /// Experts of the file that are another expert of the source rather than their own.
     ///
-    /// For every layer and projection a sample of each expert is held against the same sample of all of the source's. That
-    /// one is nearer is taken for certain where the difference is [`SIGNIFICANT`] times what rounding would
-    /// give by chance: errors of N weights with the sum of squares E, projected on the difference D of two experts, have a
-    /// standard deviation of sqrt(E / N) |D|.
+    /// For every layer and projection a sample of each expert is held against the same sample of all of the source's. An
+    /// expert is in the wrong place where another one of the source is nearer, and the difference between the two experts of
+    /// the file points away from that between the two of the source, by more than [`SIGNIFICANT`] times
+    /// what rounding gives by chance: errors with the sum of squares E over N weights, projected on a difference with the
+    /// sum of squares D, have a standard deviation of sqrt(2 E D / N). (To be nearer is not enough: where weights had been
+    /// quantized before they were merged, rounding takes the others back to where they came from.)
     pub fn exchanged_experts(
         &self,
         pool: &rayon::ThreadPool,
@@ -92,44 +100,57 @@ impl Sides<'_> {
     }
 
     fn exchanged(&self, input: &dyn Input, group: &[&Pair<'_>]) -> Result<Vec<String>, Error> {
-        let mut sources: Vec<Vec<f32>> = Vec::new();
+        let (mut sources, mut outputs): (Vec<Vec<f32>>, Vec<Vec<f32>>) = Default::default();
         let (mut bytes, mut scratch) = (Vec::new(), Scratch::default());
-        for step in group.iter().filter_map(|pair| pair.step) {
-            let rows = sample_rows(group[0], step);
+        for pair in group {
+            let Some(step) = pair.step else { continue };
+            let affordable = MAX_COMPARED / (group.len() as u64).pow(2) / step.cols;
+            let rows = sample_rows(pair, step).min(affordable.max(1));
+            let mut output = Vec::new();
+            pair.decode(self.file, 0, rows, &mut output)?;
+            outputs.push(output);
             sources.push(decode_source(input, step, 0, rows, &mut bytes, &mut scratch)?.to_vec());
         }
-        let distance = |a: &[f32], b: &[f32]| {
-            let mut sums = Sums::default();
-            sums.add(a, b);
-            sums.squared_error()
-        };
         let mut problems = Vec::new();
-        let mut output = Vec::new();
         for (i, pair) in group.iter().enumerate() {
-            pair.decode(
-                self.file,
-                0,
-                sample_rows(pair, group[i].step.unwrap_or(&self.steps[0])),
-                &mut output,
-            )?;
-            let distances: Vec<f64> = sources.iter().map(|values| distance(values, &output)).collect();
+            let distances: Vec<f64> = sources.iter().map(|values| distance(values, &outputs[i])).collect();
             let nearest = (0..distances.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b]));
             let Some(nearest) = nearest.filter(|n| distances[*n] < distances[i]) else { continue };
             let between = distance(&sources[nearest], &sources[i]);
-            let chance = (distances[nearest] / output.len() as f64 * between).sqrt();
-            if distances[i] - distances[nearest] > SIGNIFICANT * chance {
-                let name = group[nearest].step.map(source_name).unwrap_or_default();
-                let own = group[i].step.map(source_name).unwrap_or_default();
-                let norm = distance(&vec![0.0; output.len()], &output).sqrt();
-                let (far, near) = (distances[i].sqrt() / norm, distances[nearest].sqrt() / norm);
+            let chance = (2.0 * distances[nearest] * between / outputs[i].len() as f64).sqrt();
+            let along = projection([&outputs[i], &outputs[nearest]], [&sources[i], &sources[nearest]]);
+            let name = group[nearest].step.map(source_name).unwrap_or_default();
+            let own = pair.step.map(source_name).unwrap_or_default();
+            let (place, relative) = (pair.place(), |d: f64| (d / norm(&outputs[i])).sqrt());
+            if along < -SIGNIFICANT * chance {
+                let (far, near) = (relative(distances[i]), relative(distances[nearest]));
                 problems.push(format!(
-                    "{}: found it nearer to {name} (relative error {near:.4}), expected {own} ({far:.4})",
-                    pair.place()
+                    "{place}: found it nearer to {name} (relative error {near:.4}), expected {own} ({far:.4})"
                 ));
+            } else if outputs[i] == outputs[nearest] && relative(between) > SAME {
+                problems.push(format!("{place}: found the weights of {name}, expected {own}"));
             }
         }
         Ok(problems)
     }
+}
+
+/// The sum of squared differences.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = Sums::default();
+    sums.add(a, b);
+    sums.squared_error()
+}
+
+/// The sum of squares.
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum()
+}
+
+/// The dot product of two differences.
+fn projection(a: [&[f32]; 2], b: [&[f32]; 2]) -> f64 {
+    let difference = |pair: [&[f32]; 2], i: usize| f64::from(pair[0][i]) - f64::from(pair[1][i]);
+    (0..a[0].len()).map(|i| difference(a, i) * difference(b, i)).sum()
 }
 
 /// Rows of a sample: one chunk.

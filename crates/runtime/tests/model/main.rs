@@ -1,5 +1,6 @@
 //! Models made from the checkpoint that ships with the project, loaded and run in every way there is.
 
+mod attention;
 mod bad_models;
 mod budget;
 mod fixture;
@@ -8,3 +9,4 @@ mod placement;
 mod saved_contexts;
 mod sessions;
 mod slots;
+mod streaming;

@@ -126,13 +126,16 @@ impl Card<'_> {
             "{of} as GGUF files, for llama.cpp, Ollama, bruce-run and whatever else reads them."
         );
         if let Some(h) = &model.hparams {
-            let n = model.n_weights as f64 / 1e9;
+            let n = match model.n_weights {
+                n if n >= 1_000_000_000 => format!("{:.1} billion", n as f64 / 1e9),
+                n => format!("{:.1} million", n as f64 / 1e6),
+            };
             let kind = match h.n_expert {
                 0 => "A dense model".to_owned(),
                 n => format!("A mixture of {n} experts, {} of them per token", h.n_expert_used),
             };
             let context = h.n_ctx_train;
-            let _ = write!(text, " {kind}: {n:.1} billion weights, {} layers, context {context}.", h.n_layer);
+            let _ = write!(text, " {kind}: {n} weights, {} layers, context {context}.", h.n_layer);
         }
         if model.experts.is_empty() && !model.base_models.is_empty() {
             let shown = |base: &BaseModel| match &base.id {
@@ -187,7 +190,9 @@ impl Card<'_> {
                 let _ = write!(text, " {shown} |");
             }
         }
-        text.push_str("\n\nSizes are in units of 10^9 bytes (GB); what a model needs in memory is that and room for the context.\n");
+        text.push_str(
+            "\n\nA GB is 10^9 bytes; what a model needs in memory is that and room for the context.\n",
+        );
         if !columns.is_empty() {
             text.push_str("Measured with bruce-run");
             let mut bases: Vec<&String> = self.measured.iter().filter_map(|m| m.base.as_ref()).collect();
