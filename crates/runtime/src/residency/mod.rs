@@ -5,7 +5,8 @@
 //! one group for each place and type. So a new policy changes this map and nothing else.
 //!
 //! Rules, the first that applies: `-ot REGEX=BUFFER`, matched against the GGUF name; experts of the first `-ncmoe`
-//! layers (all with `-cmoe`) on the host; the last `-ngl` layers on the devices, split by free memory, where the output
+//! layers (all with `-cmoe`) on the host; those of layers with [`ExpertSlots`] for some on the host too, with copies of
+//! these on the layer's device; the last `-ngl` layers on the devices, split by free memory, where the output
 //! matrix counts as one layer after the last; the rest, and always the token embeddings, on the host. These are
 //! llama.cpp's rules and names.
 

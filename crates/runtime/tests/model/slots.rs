@@ -10,7 +10,7 @@ use crate::fixture::*;
 use convert::ExpertLayout::{Split, Stacked};
 use quants::TensorType;
 use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
-use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
+use runtime::{Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -264,8 +264,10 @@ fn slots_beyond_the_devices_memory_are_an_error_with_bytes() {
         panic!("slots of 9 MB in a device of 4 MB")
     };
     let text = error.to_string();
-    assert!(matches!(error, Error::Ggml(ggml::Error::OutOfMemory { .. })), "{text}");
-    assert!(text.contains(&device) && text.contains("bytes"), "{text}");
+    assert!(
+        text.contains(&device) && text.contains("bytes are needed") && text.contains("4194304"),
+        "{text}"
+    );
 }
 
 #[test]
