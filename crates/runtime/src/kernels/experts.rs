@@ -46,9 +46,9 @@ impl Bank {
         self.experts[0].0.tensor()
     }
 
-    /// Rows in a tile: as many as the widest rows among the experts allow.
-    fn tile_rows(&self) -> usize {
-        self.experts.iter().map(|(matrix, _)| matrix.tile_rows()).min().expect("a bank has experts")
+    /// Rows in a tile for a batch of so many tokens: as many as the widest rows among the experts allow.
+    fn tile_rows(&self, n_tokens: usize) -> usize {
+        self.experts.iter().map(|(matrix, _)| matrix.tile_rows(n_tokens)).min().expect("a bank has experts")
     }
 
     fn n_rows(&self) -> usize {
@@ -66,7 +66,8 @@ struct GateUp {
 impl TileKernel for GateUp {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_ff = self.gate.n_rows();
-        let step = self.gate.tile_rows().min(self.up.tile_rows());
+        let n_tokens = sources.ne(0)[1];
+        let step = self.gate.tile_rows(n_tokens).min(self.up.tile_rows(n_tokens));
         let n_tiles = n_ff.div_ceil(step);
         let of_choices = |operand: usize, choices: &std::ops::Range<usize>| {
             let [row_bytes, n_rows, ..] = sources.ne(operand);
@@ -105,8 +106,8 @@ struct Down {
 impl TileKernel for Down {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_embd = self.down.n_rows();
-        let step = self.down.tile_rows();
         let [n_used, n_tokens, ..] = sources.ne(0);
+        let step = self.down.tile_rows(n_tokens);
         let weights: &[f32] = sources.values(1);
         Grouping::with(sources.values(0), self.down.experts.len(), |grouping| {
             with_scratch(|scratch| {
