@@ -225,7 +225,7 @@ fn weights(ty: TensorType, n_blocks: usize) -> Vec<u8> {
     let scales: &[usize] = match ty {
         TensorType::Q2_K => &[80, 82],
         TensorType::Q3_K => &[108],
-        TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
+        TensorType::Q4_K | TensorType::Q5_K | TensorType::Q4_1 | TensorType::Q5_1 => &[0, 2],
         TensorType::Q6_K => &[208],
         _ => &[0],
     };

@@ -39,7 +39,8 @@ impl Level {
         levels
     }
 
-    /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`.
+    /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`,
+    /// `amx`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Isa::Scalar => "scalar",

@@ -97,7 +97,12 @@ pub(super) fn kind_for(ty: TensorType) -> Option<ActivationKind> {
         | TensorType::Q5_K
         | TensorType::Q6_K
         | TensorType::IQ4_XS => ActivationKind::Int8x256,
-        TensorType::Q8_0 | TensorType::Q4_0 | TensorType::IQ4_NL => ActivationKind::Int8x32,
+        TensorType::Q8_0
+        | TensorType::Q4_0
+        | TensorType::Q4_1
+        | TensorType::Q5_0
+        | TensorType::Q5_1
+        | TensorType::IQ4_NL => ActivationKind::Int8x32,
         TensorType::F16 | TensorType::BF16 | TensorType::F32 => ActivationKind::F32,
         _ => return None,
     })

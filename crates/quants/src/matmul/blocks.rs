@@ -29,15 +29,16 @@ pub(super) struct Long {
     pub(super) quants: [i8; LONG],
 }
 
-/// 32 weights: weight = d * quant.
+/// 32 weights: weight = d * quant + m.
 pub(super) struct Short {
     pub(super) d: f32,
+    pub(super) m: f32,
     pub(super) quants: [i8; SHORT],
 }
 
 /// Whether a type's weights have minima of their own, so that they take a second `fma`.
 pub(super) const fn has_minima(ty: TensorType) -> bool {
-    matches!(ty, TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K)
+    matches!(ty, TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K | TensorType::Q4_1 | TensorType::Q5_1)
 }
 
 /// The block of one of the types with 256 weights to a block.
@@ -59,15 +60,22 @@ pub(super) fn long(ty: TensorType, block: &[u8]) -> Long {
 
 /// The block of one of the types with 32 weights to a block.
 pub(super) fn short(ty: TensorType, block: &[u8]) -> Short {
-    let (d, rest) = (f16(block, 0), &block[2..]);
-    let nibble = |i: usize| (rest[i % 16] >> (i / 16 * 4)) & 15;
+    let d = f16(block, 0);
+    let (m, rest) = if has_minima(ty) { (f16(block, 2), &block[4..]) } else { (0.0, &block[2..]) };
+    let nibble_of = |bytes: &[u8], i: usize| (bytes[i % 16] >> (i / 16 * 4)) & 15;
+    let nibble = |i: usize| nibble_of(rest, i);
+    // In the 5-bit types the fifth bits of all weights come first.
+    let five_bits = |i: usize| (nibble_of(&rest[4..], i) | (rest[i / 8] >> (i % 8) & 1) << 4) as i8;
     let quants = match ty {
         TensorType::Q8_0 => std::array::from_fn(|i| rest[i] as i8),
         TensorType::Q4_0 => std::array::from_fn(|i| nibble(i) as i8 - 8),
+        TensorType::Q4_1 => std::array::from_fn(|i| nibble(i) as i8),
+        TensorType::Q5_0 => std::array::from_fn(|i| five_bits(i) - 16),
+        TensorType::Q5_1 => std::array::from_fn(five_bits),
         TensorType::IQ4_NL => std::array::from_fn(|i| IQ4_GRID[usize::from(nibble(i))]),
         _ => unreachable!("{ty} has no blocks of 32 that are multiplied"),
     };
-    Short { d, quants }
+    Short { d, m, quants }
 }
 
 fn f16(block: &[u8], at: usize) -> f32 {

@@ -12,9 +12,13 @@
 //! dot = 0
 //! for each block:  dot = fma(d * a, isum, dot)
 //!                  dot = fma(-(dmin * a), msum, dot)           Q4_K, Q5_K and Q2_K only
+//!                  dot = fma(m * a, asum, dot)                 Q4_1 and Q5_1 only
 //!
-//! d, dmin  the weight block's F16 scales           isum   sum of scale[s] * quant * activation quant
-//! a        the activation block's scale            msum   sum of min[s] * activation quant
+//! d, dmin, m  the weight block's F16 scales, m its minimum
+//! a           the activation block's scale
+//! isum        sum of scale[s] * quant * activation quant, scale[s] being 1 in blocks of 32
+//! msum        sum of min[s] * activation quant
+//! asum        sum of the activation quants
 //! ```
 //!
 //! Floats (F32, F16, BF16) are summed in 16 running sums, the one of column mod 16, by `fma`, and these pairwise: i with

@@ -57,7 +57,12 @@ fn dot_short(ty: TensorType, weights: &[u8], activations: &[u8], shape: &Shape) 
         let block = blocks::short(ty, block);
         let products = block.quants.iter().zip(&activations[b * SHORT..][..SHORT]);
         let isum: i32 = products.map(|(&w, &x)| i32::from(w) * i32::from(x as i8)).sum();
-        dot = (block.d * f32_at(activations, shape.layout.scales + 4 * b)).mul_add(isum as f32, dot);
+        let a = f32_at(activations, shape.layout.scales + 4 * b);
+        dot = (block.d * a).mul_add(isum as f32, dot);
+        if blocks::has_minima(ty) {
+            let sum = u16_at(activations, shape.layout.sums + 2 * b) as i16;
+            dot = (block.m * a).mul_add(f32::from(sum), dot);
+        }
     }
     dot
 }

@@ -58,7 +58,10 @@ pub(super) fn scales_at(ty: TensorType) -> &'static [usize] {
         TensorType::Q3_K => &[108],
         TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
         TensorType::Q6_K => &[208],
-        TensorType::Q8_0 | TensorType::Q4_0 | TensorType::IQ4_NL | TensorType::IQ4_XS => &[0],
+        TensorType::Q4_1 | TensorType::Q5_1 => &[0, 2],
+        TensorType::Q8_0 | TensorType::Q4_0 | TensorType::Q5_0 | TensorType::IQ4_NL | TensorType::IQ4_XS => {
+            &[0]
+        }
         _ => &[],
     }
 }

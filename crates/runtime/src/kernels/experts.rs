@@ -48,9 +48,9 @@ impl Bank {
         self.experts[0].0.tensor()
     }
 
-    /// Rows in a tile: as many as the widest rows among the experts allow.
-    pub fn tile_rows(&self) -> usize {
-        self.experts.iter().map(|(matrix, _)| matrix.tile_rows()).min().expect("a bank has experts")
+    /// Rows in a tile for a batch of so many tokens: as many as the widest rows among the experts allow.
+    pub fn tile_rows(&self, n_tokens: usize) -> usize {
+        self.experts.iter().map(|(matrix, _)| matrix.tile_rows(n_tokens)).min().expect("a bank has experts")
     }
 
     pub fn n_rows(&self) -> usize {
@@ -91,7 +91,8 @@ struct GateUp {
 impl TileKernel for GateUp {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_ff = self.gate.n_rows();
-        let step = self.gate.tile_rows().min(self.up.tile_rows());
+        let n_tokens = sources.ne(0)[1];
+        let step = self.gate.tile_rows(n_tokens).min(self.up.tile_rows(n_tokens));
         let n_tiles = n_ff.div_ceil(step);
         let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.gate.experts.len(), |grouping| {
@@ -158,8 +159,8 @@ struct Down {
 impl TileKernel for Down {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_embd = self.down.n_rows();
-        let step = self.down.tile_rows();
         let [n_used, n_tokens, ..] = sources.ne(0);
+        let step = self.down.tile_rows(n_tokens);
         let weights: &[f32] = sources.values(1);
         let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.down.experts.len(), |grouping| {
@@ -241,7 +242,7 @@ pub(crate) fn experts(
     let downs = down.kinds.clone();
     let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
     let (gate_up, down): (Arc<dyn TileKernel>, Arc<dyn TileKernel>) = match stream {
-        Some(stream) => streamed::kernels(stream, gate, up, down, early),
+        Some(stream) => streamed::kernels(stream, gate, up, down, n_tokens, early),
         None => {
             let n_down = 3 + downs.len();
             let gate_up = GateUp { gate, up, ours: ours(operands.len()) };

@@ -21,6 +21,10 @@ pub(crate) struct Matrix {
 /// level of cache.
 const TILE_BYTES: usize = 96 << 10;
 const MAX_TILE_ROWS: usize = 128;
+/// With so many rows of activations a tile has at least so many rows, whatever they take: for each tile all of the
+/// activations are read.
+const MANY: usize = 16;
+const MANY_TILE_ROWS: usize = 64;
 /// Tiles are whole multiples of this many rows.
 const TILE_STEP: usize = 16;
 
@@ -63,10 +67,11 @@ impl Matrix {
         matmul::activation_kind(self.ty)
     }
 
-    /// How many rows a tile should have.
-    pub fn tile_rows(&self) -> usize {
+    /// How many rows a tile should have that is multiplied with so many rows of activations.
+    pub fn tile_rows(&self, n_acts: usize) -> usize {
         let fitting = TILE_BYTES / self.row_bytes / TILE_STEP * TILE_STEP;
-        fitting.clamp(TILE_STEP, MAX_TILE_ROWS)
+        let least = if n_acts < MANY { TILE_STEP } else { MANY_TILE_ROWS };
+        fitting.clamp(least, MAX_TILE_ROWS)
     }
 
     /// Products of the weight rows `rows` with every row of `activations`, `rows.len()` to each, into the beginning of

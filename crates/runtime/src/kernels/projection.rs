@@ -19,11 +19,11 @@ struct Projection {
 }
 
 impl Projection {
-    fn new(matrices: Vec<(Matrix, usize)>) -> Projection {
+    fn new(matrices: Vec<(Matrix, usize)>, n_tokens: usize) -> Projection {
         let mut tiles = Vec::new();
         let mut n_out = 0;
         for (number, (matrix, _)) in matrices.iter().enumerate() {
-            let step = matrix.tile_rows();
+            let step = matrix.tile_rows(n_tokens);
             for first in (0..matrix.n_rows).step_by(step) {
                 let rows = first..(first + step).min(matrix.n_rows);
                 tiles.push((number, rows, n_out + first));
@@ -65,7 +65,7 @@ pub(crate) fn project<const N: usize>(g: &Graph, matrices: [Matrix; N], x: &Tens
         with_operand.push((matrix.clone(), operand));
     }
     let n_tokens = x.ne()[1];
-    let kernel = Projection::new(with_operand);
+    let kernel = Projection::new(with_operand, n_tokens);
     let n_out = kernel.n_out;
     let mut sources: Vec<&Tensor> = kinds.iter().map(|(_, rows)| rows).collect();
     sources.push(anchor);

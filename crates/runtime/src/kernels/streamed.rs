@@ -25,17 +25,19 @@ pub(crate) struct Stream {
     pub early: Option<Tensor>,
 }
 
-/// Kernels for gate and up and for down; `early` is the operand of the first that tells what the next layer will take.
+/// Kernels for gate and up and for down, for a batch of `n_tokens`; `early` is the operand of the first that tells what the next layer will take.
 pub(super) fn kernels(
     stream: &Stream,
     gate: Bank,
     up: Bank,
     down: Bank,
+    n_tokens: usize,
     early: Option<usize>,
 ) -> (Arc<dyn TileKernel>, Arc<dyn TileKernel>) {
     // Tiles of the pool are whole multiples of any of these.
     let power = |rows: usize| if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 };
-    let steps = [power(gate.tile_rows().min(up.tile_rows())), power(down.tile_rows())];
+    let gates = gate.tile_rows(n_tokens).min(up.tile_rows(n_tokens));
+    let steps = [power(gates), power(down.tile_rows(n_tokens))];
     let entry = Entry { pool: Arc::clone(&stream.pool), layer: stream.layer, steps };
     (Arc::new(GateUp { entry: entry.clone(), gate, up, early }), Arc::new(Down { entry, down }))
 }

@@ -9,6 +9,9 @@ use crate::TensorType;
 use crate::matmul::IQ4_GRID;
 
 pub(crate) const Q4_0: u32 = TensorType::Q4_0.id();
+pub(crate) const Q4_1: u32 = TensorType::Q4_1.id();
+pub(crate) const Q5_0: u32 = TensorType::Q5_0.id();
+pub(crate) const Q5_1: u32 = TensorType::Q5_1.id();
 pub(crate) const Q8_0: u32 = TensorType::Q8_0.id();
 pub(crate) const Q2_K: u32 = TensorType::Q2_K.id();
 pub(crate) const Q3_K: u32 = TensorType::Q3_K.id();
@@ -70,6 +73,9 @@ pub(crate) const fn traits(ty: u32) -> Traits {
         Q6_K => (210, 16, 63, false, 32, 208),
         IQ4_XS => (136, 32, 0, false, 0, 0),
         Q4_0 => (18, 32, 15, false, 8, 0),
+        Q4_1 => (20, 32, 15, true, 0, 0),
+        Q5_0 => (22, 32, 31, false, 16, 0),
+        Q5_1 => (24, 32, 31, true, 0, 0),
         IQ4_NL => (18, 32, 0, false, 0, 0),
         Q8_0 => (34, 32, 0, false, 0, 0),
         _ => panic!("not a type that these kernels multiply"),
@@ -79,6 +85,7 @@ pub(crate) const fn traits(ty: u32) -> Traits {
 
 const _: () = {
     assert!(traits(Q2_K).pairs() == 4 && traits(Q3_K).pairs() == 4 && traits(Q4_K).pairs() == 8);
+    assert!(traits(Q5_0).pairs() == 4 && traits(Q8_0).pairs() == 1);
     assert!(traits(Q5_K).pairs() == 4 && traits(Q6_K).pairs() == 2 && traits(Q4_0).pairs() == 8);
 };
 
@@ -226,6 +233,9 @@ pub(crate) unsafe fn short_quants<const TY: u32>(block: *const u8) -> __m256i {
         match TY {
             Q8_0 => load(block.add(2)),
             Q4_0 => nibbles(block.add(2)),
+            Q4_1 => nibbles(block.add(4)),
+            Q5_0 => _mm256_or_si256(nibbles(block.add(6)), fifth_bits(block.add(2))),
+            Q5_1 => _mm256_or_si256(nibbles(block.add(8)), fifth_bits(block.add(4))),
             IQ4_NL => on_grid(nibbles(block.add(2))),
             _ => unreachable!(),
         }
@@ -244,6 +254,23 @@ unsafe fn nibbles(from: *const u8) -> __m256i {
     let v = unsafe { load_half(from) };
     let both = _mm256_set_m128i(_mm_srli_epi16(v, 4), v);
     _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// 16 in each byte whose bit is set in the 32 bits.
+///
+/// # Safety
+///
+/// 4 bytes must be readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn fifth_bits(from: *const u8) -> __m256i {
+    // SAFETY: as promised by the caller.
+    let bits = _mm256_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() });
+    let eighth = |of: i64| of * 0x0101_0101_0101_0101;
+    let bytes = _mm256_shuffle_epi8(bits, _mm256_set_epi64x(eighth(3), eighth(2), eighth(1), 0));
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+    _mm256_and_si256(is_set, _mm256_set1_epi8(16))
 }
 
 #[inline]

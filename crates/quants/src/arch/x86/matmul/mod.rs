@@ -1,6 +1,9 @@
 //! Which of the x86-64 kernels multiplies rows of a shape.
 #![allow(clippy::needless_range_loop, reason = "arrays of registers are walked side by side")]
 
+#[cfg(avx512)]
+#[clippy::msrv = "1.89"]
+mod amx;
 mod blocks;
 mod floats;
 mod rows;
@@ -24,6 +27,9 @@ pub(crate) enum Isa {
     AvxVnni,
     #[cfg(avx512)]
     Avx512Vnni,
+    /// AVX-512 VNNI with tile registers for bytes.
+    #[cfg(avx512)]
+    Amx,
 }
 
 impl Isa {
@@ -44,6 +50,8 @@ impl Isa {
             (Self::AvxVnni, avx2 && is_x86_feature_detected!("avxvnni")),
             #[cfg(avx512)]
             (Self::Avx512Vnni, avx2 && avx512),
+            #[cfg(avx512)]
+            (Self::Amx, avx2 && avx512 && amx::is_usable()),
         ];
         all.into_iter().filter(|(_, supported)| *supported).map(|(isa, _)| isa)
     }
@@ -55,9 +63,15 @@ impl Isa {
             Self::AvxVnni => "avx-vnni",
             #[cfg(avx512)]
             Self::Avx512Vnni => "avx512-vnni",
+            #[cfg(avx512)]
+            Self::Amx => "amx",
         }
     }
 }
+
+/// Rows of activations from which on tile registers are worth their longer unpacking.
+#[cfg(avx512)]
+const AMX_ROWS: usize = 16;
 
 /// Whether there is a kernel for the type; if so the products have been written.
 ///
@@ -84,7 +98,9 @@ pub(crate) unsafe fn multiply(
                     tiles::multiply::<$ty, { tiles::AVX_VNNI }>(weights, activations, shape, out)
                 }
                 #[cfg(avx512)]
-                (_, Isa::Avx512Vnni) => {
+                (AMX_ROWS.., Isa::Amx) => amx::multiply::<$ty>(weights, activations, shape, out),
+                #[cfg(avx512)]
+                (_, Isa::Avx512Vnni | Isa::Amx) => {
                     tiles::multiply::<$ty, { tiles::AVX512_VNNI }>(weights, activations, shape, out)
                 }
             }
@@ -100,6 +116,9 @@ pub(crate) unsafe fn multiply(
             TensorType::Q6_K => kernels!(long, Q6_K),
             TensorType::IQ4_XS => kernels!(long, IQ4_XS),
             TensorType::Q4_0 => kernels!(short, Q4_0),
+            TensorType::Q4_1 => kernels!(short, Q4_1),
+            TensorType::Q5_0 => kernels!(short, Q5_0),
+            TensorType::Q5_1 => kernels!(short, Q5_1),
             TensorType::IQ4_NL => kernels!(short, IQ4_NL),
             TensorType::Q8_0 => kernels!(short, Q8_0),
             TensorType::F32 => floats::multiply::<F32>(weights, activations, shape, out),

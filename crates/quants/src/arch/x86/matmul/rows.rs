@@ -199,12 +199,18 @@ pub(crate) unsafe fn short<const TY: u32, const N: usize>(
                         isums[n][r] = _mm256_madd_epi16(products, ones);
                     }
                 }
-                let (d, _) = float_scales::<TY>(&blocks);
+                let (d, m) = float_scales::<TY>(&blocks);
                 for n in 0..N {
                     let scale = activations.add(n * shape.layout.row_bytes + shape.layout.scales + 4 * b);
                     let scale = _mm256_set1_ps(scale.cast::<f32>().read_unaligned());
                     let isum = _mm256_cvtepi32_ps(sums_across(&isums[n]));
                     dots[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), isum, dots[n]);
+                    if traits.minima {
+                        let sums = activations.add(n * shape.layout.row_bytes + shape.layout.sums);
+                        let sum = f32::from(sums.cast::<i16>().add(b).read_unaligned());
+                        let m = _mm256_mul_ps(m, scale);
+                        dots[n] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), dots[n]);
+                    }
                 }
                 blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
             }

@@ -101,7 +101,7 @@ pub(super) unsafe fn short<const TY: u32, const N: usize>(
     n_blocks: usize,
     dots: *mut f32,
 ) {
-    let traits = const { traits(TY) };
+    let (traits, pairs) = const { (traits(TY), traits(TY).pairs()) };
     let ones = _mm256_set1_epi16(1);
     // SAFETY: all offsets lie within the tile and the rows.
     unsafe {
@@ -113,31 +113,40 @@ pub(super) unsafe fn short<const TY: u32, const N: usize>(
         }
         for b in 0..n_blocks {
             let mut isums = [_mm256_setzero_si256(); N];
-            for q in 0..SHORT / 4 {
-                let weights = (*tile).quants[8 * b + q];
-                let magnitudes = _mm256_abs_epi8(weights);
-                for n in 0..N {
-                    let x = broadcast(rows[n].add(SHORT * b + 4 * q));
-                    if traits.wide() {
-                        let product = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, weights));
-                        isums[n] = _mm256_add_epi32(isums[n], _mm256_madd_epi16(product, ones));
-                    } else {
-                        isums[n] = _mm256_add_epi16(isums[n], _mm256_maddubs_epi16(weights, x));
+            for q in (0..SHORT / 4).step_by(pairs) {
+                let mut products = [_mm256_setzero_si256(); N];
+                for p in q..q + pairs {
+                    let weights = (*tile).quants[8 * b + p];
+                    let magnitudes = _mm256_abs_epi8(weights);
+                    for n in 0..N {
+                        let x = broadcast(rows[n].add(SHORT * b + 4 * p));
+                        let product = if traits.wide() {
+                            _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, weights))
+                        } else {
+                            _mm256_maddubs_epi16(weights, x)
+                        };
+                        products[n] = if p == q { product } else { _mm256_add_epi16(products[n], product) };
                     }
+                }
+                for n in 0..N {
+                    let widened = _mm256_madd_epi16(products[n], ones);
+                    isums[n] = if q == 0 { widened } else { _mm256_add_epi32(isums[n], widened) };
                 }
             }
             let d = (*tile).d[b];
             for n in 0..N {
-                if !traits.wide() {
-                    isums[n] = _mm256_madd_epi16(isums[n], ones);
-                }
                 if traits.offset != 0 {
                     let (sums, place) = activations.short_sums(n, b);
                     let offset = _mm256_set1_epi32(i32::from(traits.offset) << place);
                     isums[n] = _mm256_sub_epi32(isums[n], _mm256_madd_epi16(broadcast(sums), offset));
                 }
-                let scale = _mm256_mul_ps(d, _mm256_set1_ps(activations.scale(n, b)));
-                sums[n] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(isums[n]), sums[n]);
+                let scale = _mm256_set1_ps(activations.scale(n, b));
+                let d = _mm256_mul_ps(d, scale);
+                sums[n] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(isums[n]), sums[n]);
+                if traits.minima {
+                    let sum = _mm256_set1_ps(activations.short_sum(n, b));
+                    sums[n] = _mm256_fmadd_ps(_mm256_mul_ps((*tile).m[b], scale), sum, sums[n]);
+                }
             }
         }
         for n in 0..N {

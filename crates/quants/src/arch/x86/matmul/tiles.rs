@@ -29,6 +29,8 @@ pub(crate) const AVX2: u32 = 0;
 pub(crate) const AVX_VNNI: u32 = 1;
 #[cfg(avx512)]
 pub(crate) const AVX512_VNNI: u32 = 2;
+#[cfg(avx512)]
+pub(crate) const AMX: u32 = 3;
 
 /// Tiles that are unpacked together: with their results and the activations they fit a small first cache.
 const TILES: usize = 4;
@@ -45,8 +47,17 @@ const PANEL: usize = 128;
 const fn groups(isa: u32) -> usize {
     match isa {
         #[cfg(avx512)]
-        AVX512_VNNI => 2,
+        AVX512_VNNI | AMX => 2,
         _ => 1,
+    }
+}
+
+/// Whether products are those of VNNI, of an unsigned byte with a signed one in 32 bits.
+const fn has_vnni(isa: u32) -> bool {
+    match isa {
+        #[cfg(avx512)]
+        AVX_VNNI | AVX512_VNNI => true,
+        _ => false,
     }
 }
 
@@ -54,7 +65,7 @@ const fn groups(isa: u32) -> usize {
 const fn step_rows(isa: u32) -> usize {
     match isa {
         #[cfg(avx512)]
-        AVX512_VNNI => 8,
+        AVX512_VNNI => 12,
         _ => 6,
     }
 }
@@ -78,6 +89,7 @@ pub(super) struct LongTile {
 pub(super) struct ShortTile {
     pub(super) quants: [__m256i; MAX_GROUPS * LONG / 4],
     pub(super) d: [__m256; MAX_GROUPS * LONG / SHORT],
+    pub(super) m: [__m256; MAX_GROUPS * LONG / SHORT],
 }
 
 /// Where a step's activations are.
@@ -140,6 +152,21 @@ impl Activations<'_> {
         // SAFETY: as promised by the caller; there is an even number of sums.
         (unsafe { self.row(n).add(self.shape.layout.sums + 4 * (at / 2)) }, at % 2 * 16)
     }
+
+    /// The sum of row `n`'s quants in the block `b` blocks after the first.
+    ///
+    /// # Safety
+    ///
+    /// Both must be within the shape.
+    #[inline(always)]
+    pub(super) unsafe fn short_sum(&self, n: usize, b: usize) -> f32 {
+        // SAFETY: as promised by the caller.
+        let sum = unsafe {
+            let sums = self.row(n).add(self.shape.layout.sums).cast::<i16>();
+            sums.add(self.block + b).read_unaligned()
+        };
+        f32::from(sum)
+    }
 }
 
 /// Where the scale of the i-th sub-block is: those of sub-blocks of 16 lie in the order of the activations' sums.
@@ -150,7 +177,7 @@ pub(super) const fn scale_at(i: usize, sub_len: usize) -> usize {
 /// Two floats' vectors or one long one: a row of results.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Dots([__m256; MAX_GROUPS]);
+pub(super) struct Dots([__m256; MAX_GROUPS]);
 
 type Panel = [[MaybeUninit<Dots>; PANEL]; TILES];
 
@@ -193,8 +220,8 @@ pub(crate) unsafe fn multiply<const TY: u32, const ISA: u32>(
 }
 
 /// Whether blocks have 256 weights.
-const fn is_long(ty: u32) -> bool {
-    !matches!(ty, Q8_0 | Q4_0 | IQ4_NL)
+pub(super) const fn is_long(ty: u32) -> bool {
+    !matches!(ty, Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4_NL)
 }
 
 /// A panel of results: so many rows of weights, so many of activations, all columns.
@@ -229,11 +256,7 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
                         let row = (t * rows_per_tile + g * GROUP + r).min(n_rows - 1);
                         weights.add(row * shape.row_bytes + b * block_bytes)
                     });
-                    let stride = n_rows * shape.row_bytes;
-                    let ahead = ahead(b, n_blocks, AHEAD * per_tile, stride, block_bytes);
-                    for block in blocks {
-                        prefetch(block.wrapping_offset(ahead), n * block_bytes);
-                    }
+                    prefetch_blocks::<TY>(&blocks, b, n_blocks, n_rows * shape.row_bytes);
                     if const { is_long(TY) } {
                         unpack_long::<TY, ISA>(&blocks, tile.as_mut_ptr().cast(), g);
                     } else {
@@ -275,6 +298,23 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
     }
 }
 
+/// Fetches what follows blocks `b` of `n_blocks`, one super-block of columns, in rows whose next are `stride` bytes on.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn prefetch_blocks<const TY: u32>(
+    blocks: &[*const u8; GROUP],
+    b: usize,
+    n_blocks: usize,
+    stride: usize,
+) {
+    let block_bytes = const { traits(TY).block_bytes };
+    let per_tile = if const { is_long(TY) } { 1 } else { LONG / SHORT };
+    let ahead = ahead(b, n_blocks, AHEAD * per_tile, stride, block_bytes);
+    for block in blocks {
+        prefetch(block.wrapping_offset(ahead), per_tile.min(n_blocks - b) * block_bytes);
+    }
+}
+
 /// [`steps::long`] or its like, for `n` rows of activations.
 ///
 /// # Safety
@@ -291,7 +331,9 @@ unsafe fn long<const TY: u32, const ISA: u32>(
     unsafe {
         match ISA {
             #[cfg(avx512)]
-            AVX512_VNNI => with_rows!(n, [1 2 3 4 5 6 7 8], vnni::long_512, TY, (tile, activations, dots)),
+            AVX512_VNNI => {
+                with_rows!(n, [1 2 3 4 5 6 7 8 9 10 11 12], vnni::long_512, TY, (tile, activations, dots))
+            }
             #[cfg(avx512)]
             AVX_VNNI => with_rows!(n, [1 2 3 4 5 6], vnni::long_256, TY, (tile, activations, dots)),
             _ => with_rows!(n, [1 2 3 4 5 6], steps::long, TY, (tile, activations, dots)),
@@ -317,7 +359,7 @@ unsafe fn short<const TY: u32, const ISA: u32>(
         match ISA {
             #[cfg(avx512)]
             AVX512_VNNI => {
-                with_rows!(n, [1 2 3 4 5 6 7 8], vnni::short_512, TY, (tile, activations, n_blocks, dots))
+                with_rows!(n, [1 2 3 4 5 6 7 8 9 10 11 12], vnni::short_512, TY, (tile, activations, n_blocks, dots))
             }
             #[cfg(avx512)]
             AVX_VNNI => {
@@ -334,7 +376,7 @@ unsafe fn short<const TY: u32, const ISA: u32>(
 ///
 /// Blocks of the type must be readable, and the tile writable.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn unpack_long<const TY: u32, const ISA: u32>(
+pub(super) unsafe fn unpack_long<const TY: u32, const ISA: u32>(
     blocks: &[*const u8; GROUP],
     tile: *mut LongTile,
     g: usize,
@@ -361,8 +403,8 @@ unsafe fn unpack_long<const TY: u32, const ISA: u32>(
         }
         for (i, pair) in transpose(&factors).into_iter().enumerate().take(LONG / traits.sub_len / 2) {
             let (first, second) = (_mm256_slli_epi32(pair, 16), _mm256_srli_epi32(pair, 16));
-            let both = match (ISA, traits.halves_fit_16_bits()) {
-                (AVX2, _) => [
+            let both = match (const { has_vnni(ISA) }, traits.halves_fit_16_bits()) {
+                (false, _) => [
                     _mm256_or_si256(first, _mm256_srli_epi32(first, 16)),
                     _mm256_or_si256(second, _mm256_slli_epi32(second, 16)),
                 ],
@@ -385,7 +427,7 @@ unsafe fn unpack_long<const TY: u32, const ISA: u32>(
 ///
 /// So many blocks of the type must be readable in each row, and the tile writable.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn unpack_short<const TY: u32, const ISA: u32>(
+pub(super) unsafe fn unpack_short<const TY: u32, const ISA: u32>(
     blocks: &[*const u8; GROUP],
     n: usize,
     tile: *mut ShortTile,
@@ -397,11 +439,21 @@ unsafe fn unpack_short<const TY: u32, const ISA: u32>(
     unsafe {
         for b in 0..n {
             let blocks = blocks.map(|block| block.add(b * traits.block_bytes));
-            let rows = blocks.map(|block| for_products::<TY, ISA>(short_quants::<TY>(block)));
+            #[allow(unused_mut, reason = "without AVX-512")]
+            let mut rows = blocks.map(|block| for_products::<TY, ISA>(short_quants::<TY>(block)));
+            // The other levels take the offset off the sums.
+            #[cfg(avx512)]
+            if ISA == AMX && traits.offset != 0 {
+                rows = rows.map(|quants| _mm256_sub_epi8(quants, _mm256_set1_epi8(traits.offset as i8)));
+            }
             for (i, columns) in transpose(&rows).into_iter().enumerate() {
                 (*tile).quants[(8 * b + i) * n_groups + g] = columns;
             }
-            (*tile).d[b * n_groups + g] = float_scales::<TY>(&blocks).0;
+            let (d, m) = float_scales::<TY>(&blocks);
+            (*tile).d[b * n_groups + g] = d;
+            if traits.minima {
+                (*tile).m[b * n_groups + g] = m;
+            }
         }
     }
 }
@@ -410,7 +462,7 @@ unsafe fn unpack_short<const TY: u32, const ISA: u32>(
 #[inline]
 #[target_feature(enable = "avx2")]
 fn for_products<const TY: u32, const ISA: u32>(quants: __m256i) -> __m256i {
-    if ISA != AVX2 && const { traits(TY).wide() } {
+    if const { has_vnni(ISA) && traits(TY).wide() } {
         _mm256_xor_si256(quants, _mm256_set1_epi8(WIDE_OFFSET as u8 as i8))
     } else {
         quants

@@ -99,6 +99,7 @@ macro_rules! steps {
             unsafe {
                 let vectors = (&raw const (*tile).quants).cast::<$vector>();
                 let d = (&raw const (*tile).d).cast::<$vector>();
+                let m = (&raw const (*tile).m).cast::<$vector>();
                 let columns = activations.block * SHORT;
                 let rows: [*const i32; N] = std::array::from_fn(|n| activations.row(n).add(columns).cast());
                 let mut sums = [$set1_ps(0.0); N];
@@ -114,12 +115,20 @@ macro_rules! steps {
                         }
                     }
                     let d = $load(d.add(b).cast());
+                    let m = if traits.minima { $load(m.add(b).cast()) } else { d };
                     for n in 0..N {
-                        let (pair, place) = activations.short_sums(n, b);
-                        let pair = $set1(pair.cast::<i32>().read_unaligned());
-                        let isum = $sub(isums[n], $madd(pair, $set1(i32::from(offset) << place)));
-                        let scale = $mul_ps(d, $set1_ps(activations.scale(n, b)));
-                        sums[n] = $fmadd(scale, $to_ps(isum), sums[n]);
+                        let mut isum = isums[n];
+                        if offset != 0 {
+                            let (pair, place) = activations.short_sums(n, b);
+                            let pair = $set1(pair.cast::<i32>().read_unaligned());
+                            isum = $sub(isum, $madd(pair, $set1(i32::from(offset) << place)));
+                        }
+                        let scale = $set1_ps(activations.scale(n, b));
+                        sums[n] = $fmadd($mul_ps(d, scale), $to_ps(isum), sums[n]);
+                        if traits.minima {
+                            let sum = $set1_ps(activations.short_sum(n, b));
+                            sums[n] = $fmadd($mul_ps(m, scale), sum, sums[n]);
+                        }
                     }
                 }
                 for n in 0..N {
