@@ -80,27 +80,33 @@ def quantizing(args: argparse.Namespace, scratch: pathlib.Path) -> None:
 
 
 def running(args: argparse.Namespace, _: pathlib.Path) -> None:
-    """Compare bruce-run bench with llama-bench, both with repacked weights and without."""
+    """Compare bruce-run bench with llama-bench, and with ik_llama.cpp's where there is one, each at its settings."""
+    prompts = [int(n) for n in args.prompt.split(",")]
     shape = ["-p", args.prompt, "-n", args.predict, "-r", 1, "-t", args.threads, "-o", "json"]
-    sides = {
-        "bruce-run": [PROGRAMS / "bruce-run", "bench", args.model, *shape],
-        "bruce-run, `--repack 0`": [PROGRAMS / "bruce-run", "bench", args.model, *shape, "--repack", "0"],
-        "llama-bench": [args.llama / "llama-bench", "-m", args.model, *shape],
-        "llama-bench, `--repack 0`": [args.llama / "llama-bench", "-m", args.model, *shape, "--repack", "0"],
-    }
-    speeds = {name: {"pp": [], "tg": []} for name in sides}
+    sides = {"bruce-run": [PROGRAMS / "bruce-run", "bench", args.model, *shape]}
+    peers = [("llama-bench", args.llama / "llama-bench", [[], ["--repack", "0"], ["-lm", "none", "--repack", "0"]])]
+    if args.ik:
+        peers.append(("ik_llama.cpp", args.ik / "llama-bench", [[], ["-rtr", "1"], ["-rtr", "1", "-fmoe", "1"]]))
+    for name, program, settings in peers:
+        for setting in settings:
+            label = f"{name}, `{' '.join(setting)}`" if setting else name
+            sides[label] = [program, "-m", args.model, *shape, *setting]
+    columns = [f"pp{n}" for n in prompts] + [f"tg{args.predict}"]
+    speeds = {name: {column: [] for column in columns} for name in sides}
     peaks = dict.fromkeys(sides, 0)
     for _ in range(args.repeats):
         for name, command in sides.items():
             _, memory, text = run(command)
             peaks[name] = max(peaks[name], memory)
             for row in json.loads(text):
-                speeds[name]["pp" if row["n_gen"] == 0 else "tg"].append(row["avg_ts"])
+                column = f"pp{row['n_prompt']}" if row["n_gen"] == 0 else f"tg{row['n_gen']}"
+                speeds[name][column].append(row["avg_ts"])
     print(f"\nRunning `{args.model.name}`, {args.threads} threads, median of {args.repeats}\n")
-    print(f"| program | pp{args.prompt} | tg{args.predict} | peak memory |")
-    print("|---|---|---|---|")
+    print(f"| program | {' | '.join(columns)} | peak memory |")
+    print("|---" * (len(columns) + 2) + "|")
     for name, values in speeds.items():
-        print(f"| {name} | {summary(values['pp'], 't/s')} | {summary(values['tg'], 't/s')} | {peaks[name] / 1e6:.0f} MB |", flush=True)
+        cells = " | ".join(summary(values[column], "t/s") for column in columns)
+        print(f"| {name} | {cells} | {peaks[name] / 1e6:.0f} MB |", flush=True)
 
 
 def main() -> None:
@@ -111,7 +117,8 @@ def main() -> None:
     parser.add_argument("--convert", nargs=2, metavar=("PYTHON", "SCRIPT"), help="llama.cpp's converter, to run it as well")
     parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q8_0"])
     parser.add_argument("--model", type=pathlib.Path, help="GGUF file to run")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
+    parser.add_argument("--ik", type=pathlib.Path, help="directory of ik_llama.cpp's llama-bench, to run it as well")
+    parser.add_argument("--prompt", default="512", help="tokens of the prompt, several lengths with commas")
     parser.add_argument("--predict", type=int, default=32, help="tokens to predict")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)

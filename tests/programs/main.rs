@@ -6,6 +6,7 @@
 
 mod answer;
 mod answers;
+mod budget;
 mod commands;
 mod faults_model;
 mod faults_output;
@@ -15,9 +16,11 @@ mod golden;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod measure;
+mod prompt_cache;
 mod readme;
 mod recipes;
 mod resume;
+mod sizes;
 mod support;
 mod tidy;
 mod verify;

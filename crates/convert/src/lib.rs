@@ -13,10 +13,12 @@ mod block;
 mod chunk;
 mod error;
 mod execute;
+mod fit;
 mod gguf_input;
 mod importance;
 mod input;
 mod journal;
+mod measure;
 mod metadata;
 mod plan;
 mod recipe;
@@ -25,6 +27,7 @@ pub use error::Error;
 pub use execute::{
     NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute, finished_outputs,
 };
+pub use fit::{Fit, Target, fit};
 pub use gguf_input::GgufModel;
 pub use importance::Importance;
 pub use input::{Input, Origin};

@@ -8,7 +8,7 @@
 //! shards and, within one, of source names; experts where their last part appears, gate, down, up), quantized files
 //! follow llama-quantize (by layer, then by name), and so does everything made from a GGUF file.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -74,6 +74,9 @@ pub struct Options {
     pub quantized_by: Option<String>,
     /// What the user asks for about types.
     pub rules: Rules,
+    /// Types that were worked out for the tensors of each output, in the order of `file_types`; outputs beyond the end
+    /// follow their recipe.
+    pub chosen: Vec<BTreeMap<TensorId, TensorType>>,
     /// How much each column of a weight counts.
     pub importance: Option<Importance>,
     /// Metadata to set, whatever the checkpoint says.
@@ -284,8 +287,9 @@ impl Plan {
         let hparams = input.hparams();
         let kept = kept_types(input, &self.steps, options)?;
         let tied = input.weight(&TensorId::global(TensorRole::Output)).is_none();
-        let rules = &options.rules;
-        let recipe = Recipe { file_type, hparams, tied, has_importance: options.importance.is_some(), rules };
+        let has_importance = options.importance.is_some();
+        let chosen = options.chosen.get(self.outputs.len());
+        let recipe = Recipe { file_type, hparams, tied, has_importance, rules: &options.rules, chosen };
 
         let mut order = file_order(input.origin(), &self.steps, file_type, options.expert_layout);
         let input_parts = (options.split == Split::AsInput && input.origin() == Origin::Gguf)
@@ -313,7 +317,7 @@ impl Plan {
         }
         let specs: Vec<TensorSpec> =
             tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
-        let alignment = metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT);
+        let alignment = alignment(&metadata)?;
         let parts = match (options.split, input_parts) {
             (Split::MaxBytes(max), _) => gguf::parts_of_size(&specs, max),
             (_, Some(parts)) => parts,
@@ -428,6 +432,11 @@ impl Plan {
 
 /// Alignment of tensor data; GGUF's default, and what llama.cpp writes.
 const ALIGNMENT: u32 = 32;
+
+/// The alignment of a file with this metadata.
+pub(crate) fn alignment(metadata: &Metadata) -> Result<u32, Error> {
+    Ok(metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT))
+}
 
 impl PlannedTensor {
     fn add_source(&mut self, name: &str) {
@@ -559,7 +568,7 @@ fn check_conversions(input: &dyn Input, steps: &[Step], options: &Options) -> Re
 }
 
 /// The output tensor that a source weight belongs to.
-fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
+pub(crate) fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
     match (layout, id.expert, id.role.stacked()) {
         (ExpertLayout::Stacked, Some(_), Some(role)) => TensorId { role, expert: None, ..*id },
         _ => *id,

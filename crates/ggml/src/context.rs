@@ -86,6 +86,19 @@ impl Context {
         tensor
     }
 
+    /// A tensor whose owner changes its values between computations, with a place of its own beside the graphs that read
+    /// it. The scheduler copies it to another device at once, without waiting for what its own device is computing,
+    /// as it does with a graph's inputs.
+    ///
+    /// # Panics
+    /// As [`tensor`](Self::tensor).
+    pub fn table(&self, name: &str, ty: Type, ne: &[usize]) -> Tensor {
+        let tensor = self.tensor(name, ty, ne);
+        // SAFETY: a valid tensor that was just created and that nothing else refers to.
+        unsafe { sys::ggml_set_input(tensor.raw()) };
+        tensor
+    }
+
     /// A tensor of `ne[2]` matrices that lie `stride` bytes apart, as a file may hold them; it can only be placed
     /// where that layout already is, not allocated.
     ///

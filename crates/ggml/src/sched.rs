@@ -67,9 +67,9 @@ impl Scheduler {
         if done { Ok(()) } else { Err(Error::GraphAllocation { n_nodes: graph.n_nodes() }) }
     }
 
-    /// Bytes of compute buffer on each backend that `graph` would need; the graph is used up, as in
+    /// Bytes of compute buffer on each backend, by its kind of memory, that `graph` would need; the graph is used up, as in
     /// [`reserve`](Self::reserve).
-    pub fn measure(&mut self, graph: Graph) -> Vec<usize> {
+    pub fn measure(&mut self, graph: Graph) -> Vec<(BufferType, u64)> {
         let mut sizes = vec![0; self.backends.len()];
         // SAFETY: scheduler and graph are valid, one size per backend.
         unsafe {
@@ -77,7 +77,8 @@ impl Scheduler {
             sys::ggml_backend_sched_reserve_size(self.raw.as_ptr(), graph.raw(), sizes.as_mut_ptr());
             sys::ggml_backend_sched_reset(self.raw.as_ptr());
         }
-        sizes
+        let types = self.backends.iter().map(|backend| backend.device().buffer_type());
+        types.zip(sizes.into_iter().map(|size| size as u64)).collect()
     }
 
     /// Gives every node of `graph` a place, forgetting the graph before it. Inputs may be written afterwards, and the

@@ -1,5 +1,6 @@
 //! Why a model can't be loaded or run.
 
+use crate::residency::budget::Usage;
 use std::path::PathBuf;
 
 /// An error of the runtime, with the evidence.
@@ -80,9 +81,11 @@ pub enum Error {
     },
     /// The context and its buffers don't fit in memory.
     #[error(
-        "a context of {n_ctx} tokens needs {needed_bytes} bytes ({kv_bytes} for the KV cache, {compute_bytes} for computing), but {available_bytes} are free; use a smaller -c, or -ctk q8_0 -ctv q8_0"
+        "{place}: a context of {n_ctx} tokens needs {needed_bytes} bytes ({kv_bytes} for the KV cache, {compute_bytes} for computing), but {available_bytes} are free; use a smaller -c, or -ctk q8_0 -ctv q8_0"
     )]
     ContextMemory {
+        /// The kind of memory: `CPU`, `CUDA0`, ...
+        place: String,
         /// Tokens asked for.
         n_ctx: u32,
         /// All in all.
@@ -91,8 +94,37 @@ pub enum Error {
         kv_bytes: u64,
         /// The compute buffers' part.
         compute_bytes: u64,
-        /// What the machine (or the cgroup) has.
+        /// What the device, or the machine (or its cgroup), has.
         available_bytes: u64,
+    },
+    /// Weights that are copied don't fit.
+    #[error("{place}: {needed_bytes} bytes are needed for weights, but {available_bytes} are free")]
+    WeightMemory {
+        /// The kind of memory: `CPU`, `CUDA0`, ...
+        place: String,
+        /// All weights that are to go there.
+        needed_bytes: u64,
+        /// What the device, or the machine (or its cgroup), has.
+        available_bytes: u64,
+    },
+    /// The least that a model needs, with experts read from the file, is more than may be used.
+    #[error(
+        "the model needs {} bytes of memory at least ({} for weights that every token reads, {} for experts, {} for the KV cache, {} for computing), and {available_bytes} may be used; use a smaller -c, or -ctk q8_0 -ctv q8_0",
+        needed.total_bytes(), needed.dense_bytes, needed.expert_bytes + needed.staging_bytes, needed.cache_bytes, needed.compute_bytes
+    )]
+    Shortage {
+        /// In the host's memory.
+        needed: Box<Usage>,
+        /// There.
+        available_bytes: u64,
+    },
+    /// The model file can't be read.
+    #[error("{}: cannot read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// More tokens than the context has room for.
     #[error(
@@ -105,6 +137,18 @@ pub enum Error {
         n_tokens: u32,
         /// Room for.
         n_ctx: u32,
+    },
+    /// A file with a saved context is damaged, or belongs to another model or other settings.
+    #[error("{}: {field}: found {found}, expected {expected}", path.display())]
+    SavedContext {
+        /// The file.
+        path: PathBuf,
+        /// The part of it that is wrong.
+        field: &'static str,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: String,
     },
     /// A token id outside the vocabulary.
     #[error("token {id} is outside the vocabulary of {n_vocab}")]

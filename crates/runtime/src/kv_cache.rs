@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::residency::Placement;
+use crate::session::{SessionOptions, cache_types};
 use ggml::{Buffer, BufferType, Context, Tensor, Type};
 use model_spec::HyperParams;
 
@@ -9,21 +10,29 @@ use model_spec::HyperParams;
 pub(crate) struct KvCache {
     /// For each layer keys `[head_dim_k * n_head_kv, n_ctx]` and values `[head_dim_v * n_head_kv, n_ctx]`.
     layers: Vec<(Tensor, Tensor)>,
+    buffers: Vec<Buffer>,
 }
 
 impl KvCache {
-    /// Bytes of host memory that `n_ctx` cells take.
-    pub fn host_bytes(
+    /// Bytes that `n_ctx` cells take, by kind of memory.
+    pub fn sizes(
         hparams: &HyperParams,
         placement: &Placement,
         n_ctx: usize,
         type_k: Type,
         type_v: Type,
-    ) -> u64 {
+    ) -> Vec<(BufferType, u64)> {
         let (k, v) = widths(hparams);
-        let cell = type_k.row_bytes(k) + type_v.row_bytes(v);
-        let n_layers = (0..hparams.n_layer).filter(|layer| placement.place_cache(*layer).is_host()).count();
-        cell as u64 * n_ctx as u64 * n_layers as u64
+        let of_layer = (type_k.row_bytes(k) + type_v.row_bytes(v)) as u64 * n_ctx as u64;
+        let mut sizes: Vec<(BufferType, u64)> = Vec::new();
+        for layer in 0..hparams.n_layer {
+            let place = placement.place_cache(layer);
+            match sizes.iter_mut().find(|(at, _)| *at == place) {
+                Some((_, sum)) => *sum += of_layer,
+                None => sizes.push((place, of_layer)),
+            }
+        }
+        sizes
     }
 
     /// Allocates `n_ctx` cells, each layer's where its attention is computed.
@@ -51,12 +60,22 @@ impl KvCache {
                 None => places.push((place, pair.to_vec())),
             }
         }
-        for (place, tensors) in places {
-            // Cells that no token has filled yet are masked by adding minus infinity to their scores, which only a
-            // finite score survives.
-            Buffer::allocate(place, &tensors, "the KV cache")?.clear(0);
-        }
-        Ok(KvCache { layers })
+        let buffers = places.into_iter().map(|(at, tensors)| Buffer::allocate(at, &tensors, "the KV cache"));
+        let cache = KvCache { layers, buffers: buffers.collect::<Result<_, _>>()? };
+        // Cells that no token has filled yet are masked by adding minus infinity to their scores, which only a finite
+        // score survives.
+        cache.clear();
+        Ok(cache)
+    }
+
+    /// Keys and values of all layers: `k, v, k, v, ...`.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|(keys, values)| [keys, values])
+    }
+
+    /// Zeros in all cells, as in a new cache.
+    pub fn clear(&self) {
+        self.buffers.iter().for_each(|buffer| buffer.clear(0));
     }
 
     /// Keys and values of a layer.
@@ -64,6 +83,20 @@ impl KvCache {
         let (keys, values) = &self.layers[index];
         (keys, values)
     }
+}
+
+/// Bytes of one layer's `n_ctx` cells.
+///
+/// # Errors
+/// [`Error::Option`] where the cache can't have these types.
+pub(crate) fn layer_bytes(
+    hparams: &HyperParams,
+    n_ctx: usize,
+    options: &SessionOptions,
+) -> Result<u64, Error> {
+    let (type_k, type_v) = cache_types(hparams, options)?;
+    let (k, v) = widths(hparams);
+    Ok((type_k.row_bytes(k) + type_v.row_bytes(v)) as u64 * n_ctx as u64)
 }
 
 fn widths(hparams: &HyperParams) -> (usize, usize) {

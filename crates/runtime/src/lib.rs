@@ -1,5 +1,6 @@
 //! Runs a GGUF model on ggml: weights, placement, graph, session, sampler, tokenizer, chat template.
 
+pub mod bandwidth;
 pub mod chat;
 mod error;
 mod graph;
@@ -7,10 +8,13 @@ pub mod kernels;
 mod kv_cache;
 pub mod memory;
 pub mod model;
+pub mod plan;
 pub mod residency;
 pub mod routing;
 pub mod sampler;
+mod saved_context;
 pub mod session;
+pub mod slots;
 pub mod tokenizer;
 
 pub use error::Error;

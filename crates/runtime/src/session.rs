@@ -4,12 +4,14 @@ use crate::Error;
 use crate::graph::{self, BatchGraph, BatchShape};
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
-use crate::memory;
+use crate::memory::Free;
 use crate::model::Model;
 use crate::routing::LayerRouting;
+use crate::saved_context;
 use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -107,7 +109,7 @@ pub struct Session {
 }
 
 /// Contexts grow in steps of this many cells, and so does what attention looks at; a graph serves until the next step.
-const KV_STEP: usize = 256;
+pub(crate) const KV_STEP: usize = 256;
 
 impl Session {
     /// An empty context for `model`.
@@ -119,14 +121,15 @@ impl Session {
         let (type_k, type_v) = cache_types(hparams, options)?;
         let n_ctx = if options.n_ctx == 0 { hparams.n_ctx_train } else { options.n_ctx };
         let n_ctx = (n_ctx as usize).next_multiple_of(KV_STEP);
-        let kv_bytes = KvCache::host_bytes(hparams, model.placement(), n_ctx, type_k, type_v);
-        check_memory(n_ctx, kv_bytes, 0)?;
+        let caches = KvCache::sizes(hparams, model.placement(), n_ctx, type_k, type_v);
+        let free = Free::now(model.placement().devices());
+        free.check_context(n_ctx, &caches, &[])?;
 
-        let threads = |wanted: u32| if wanted == 0 { default_threads() } else { wanted as usize };
-        let pool = new_pool(threads(options.n_threads))?;
-        let n_batch =
-            if options.n_threads_batch == 0 { pool.n_threads() } else { options.n_threads_batch as usize };
-        let pool_batch = if n_batch == pool.n_threads() { Arc::clone(&pool) } else { new_pool(n_batch)? };
+        let pool = new_pool(options.n_threads)?;
+        let pool_batch = match options.n_threads_batch {
+            n if n == 0 || n as usize == pool.n_threads() => Arc::clone(&pool),
+            n => new_pool(n)?,
+        };
 
         let stop = Arc::new(AtomicBool::new(false));
         let mut backends = Vec::new();
@@ -151,10 +154,10 @@ impl Session {
             kernels: kernels(model, options, options.n_ubatch as usize),
             routing: false,
             tapped: false,
+            by_slots: by_slots(model, options, options.n_ubatch as usize),
         };
         let measured = graph::build(model, &cache, largest).graph;
-        let compute = scheduler.measure(measured).last().map_or(0, |bytes| *bytes as u64); // the CPU comes last
-        check_memory(n_ctx, kv_bytes, compute)?;
+        free.check_context(n_ctx, &caches, &scheduler.measure(measured))?;
         scheduler.reserve(graph::build(model, &cache, largest).graph)?;
         Ok(Session {
             current: None,
@@ -250,7 +253,9 @@ impl Session {
         // Inputs of products that are fused into one node would never be seen.
         let kernels = if tapped { Kernels::Ggml } else { kernels(&self.model, &self.options, tokens.len()) };
         let n_tokens = tokens.len();
-        let shape = BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing, tapped };
+        let by_slots = !tapped && by_slots(&self.model, &self.options, n_tokens);
+        let shape =
+            BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing, tapped, by_slots };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -264,6 +269,8 @@ impl Session {
                 built
             }
         };
+        let model = Arc::clone(&self.model);
+        let slots = model.slots().map(|slots| (slots, slots.begin()));
         self.fill_inputs(&current, tokens);
         let model = Arc::clone(&self.model);
         let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
@@ -287,6 +294,14 @@ impl Session {
             let start = self.logits.len();
             self.logits.resize(start + logits.n_elements(), 0.0);
             logits.read_values(0, &mut self.logits[start..]);
+        }
+        if let Some((slots, running)) = slots {
+            for (index, choices) in current.choices.iter().enumerate() {
+                let mut ids = vec![0i32; choices.n_elements()];
+                choices.read_values(0, &mut ids);
+                slots.observe(index, &ids, by_slots);
+            }
+            drop(running);
         }
         if let Some(record) = &mut self.routing {
             record.extend(current.routing.iter().map(LayerRouting::read));
@@ -364,6 +379,32 @@ impl Session {
         self.n_past = self.n_past.min(n_past);
     }
 
+    /// Writes the beginning of the context to a file: `tokens`, which are those it holds, with their keys and values.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] where the file can't be written; one that was there is then still there.
+    ///
+    /// # Panics
+    /// When the context holds fewer tokens.
+    pub fn save(&self, tokens: &[u32], path: &Path) -> Result<(), Error> {
+        assert!(tokens.len() <= self.n_past, "{} tokens of {}", tokens.len(), self.n_past);
+        saved_context::write(&self.model, &self.cache, tokens, path)
+    }
+
+    /// Replaces the context by the one in a file that [`save`](Self::save) wrote, as far as there is room, and gives its
+    /// tokens. There are no logits until more is read.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] where the file can't be read, [`Error::SavedContext`] where it is damaged or was written with
+    /// another model, other types of the KV cache or other settings of the model. The context is empty then.
+    pub fn restore(&mut self, path: &Path) -> Result<Vec<u32>, Error> {
+        self.logits.clear();
+        self.n_past = 0;
+        let tokens = saved_context::read(&self.model, &self.cache, self.n_ctx, path)?;
+        self.n_past = tokens.len();
+        Ok(tokens)
+    }
+
     /// Set from another thread, it ends a running [`decode`](Self::decode) with [`Error::Stopped`]; clear it before
     /// the next call.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
@@ -416,9 +457,18 @@ const MIN_OFFLOAD_TOKENS: usize = 32;
 
 /// The kernels for a batch: devices can't take over what ours compute.
 fn kernels(model: &Model, options: &SessionOptions, n_tokens: usize) -> Kernels {
-    let offloaded =
-        options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty();
-    if offloaded { Kernels::Ggml } else { model.kernels() }
+    if is_offloaded(model, options, n_tokens) { Kernels::Ggml } else { model.kernels() }
+}
+
+/// Whether devices compute a batch with the weights that lie on the host too.
+fn is_offloaded(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
+    options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty()
+}
+
+/// Whether experts in slots are computed there. In large batches nearly every expert is asked for, and what devices take
+/// over is copied to them in any case.
+fn by_slots(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
+    model.slots().is_some() && !is_offloaded(model, options, n_tokens)
 }
 
 /// Copies the input of a matrix product to the host and shows it.
@@ -456,7 +506,9 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-fn new_pool(n_threads: usize) -> Result<Arc<ThreadPool>, Error> {
+/// So many threads, or one for each core where the number is 0.
+pub(crate) fn new_pool(wanted: u32) -> Result<Arc<ThreadPool>, Error> {
+    let n_threads = if wanted == 0 { default_threads() } else { wanted as usize };
     ThreadPool::new(n_threads).map(Arc::new).ok_or_else(|| Error::Option {
         option: "--threads",
         found: n_threads.to_string(),
@@ -465,7 +517,7 @@ fn new_pool(n_threads: usize) -> Result<Arc<ThreadPool>, Error> {
 }
 
 /// Types that the cache may have: those that rows can be written in and attention can read.
-fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type, Type), Error> {
+pub(crate) fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type, Type), Error> {
     use TensorType::*;
     let allowed = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL];
     let check = |option: &'static str, ty: TensorType, head_dim: u32| {
@@ -489,21 +541,6 @@ fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type,
         });
     }
     Ok((type_k, type_v))
-}
-
-/// Refuses what is sure not to fit in the host's memory, before it is touched; devices say so themselves.
-fn check_memory(n_ctx: usize, kv_bytes: u64, compute_bytes: u64) -> Result<(), Error> {
-    let needed_bytes = kv_bytes.saturating_add(compute_bytes);
-    match memory::available_bytes() {
-        Some(available_bytes) if needed_bytes > available_bytes => Err(Error::ContextMemory {
-            n_ctx: n_ctx as u32,
-            needed_bytes,
-            kv_bytes,
-            compute_bytes,
-            available_bytes,
-        }),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

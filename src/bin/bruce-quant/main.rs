@@ -2,6 +2,7 @@
 
 mod args;
 mod config;
+mod fitted;
 mod input;
 mod output;
 mod progress;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), anyhow::Error> {
-    let config = Config::resolve(args)?;
+    let mut config = Config::resolve(args)?;
     gguf::mmap::install_fault_handler();
     ctrlc::set_handler(interrupted).context("cannot watch for Ctrl-C")?;
 
@@ -42,6 +43,7 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
             eprintln!("warning: {}", neutral_line(&warning));
         }
     }
+    fitted::choose(&mut config, input.as_ref())?;
     let plan = convert::Plan::new(input.as_ref(), &config.plan).map_err(config::advise)?;
     if !config.quiet {
         for warning in &plan.warnings {

@@ -9,7 +9,7 @@ use bruce::size;
 use convert::{Input, Plan};
 use model_spec::FileType;
 
-use crate::config::Config;
+use crate::config::{Config, Fitted};
 
 /// The path of every output, in the order of the plan.
 pub fn paths(config: &Config, plan: &Plan) -> Result<Vec<PathBuf>, anyhow::Error> {
@@ -27,7 +27,11 @@ pub fn paths(config: &Config, plan: &Plan) -> Result<Vec<PathBuf>, anyhow::Error
         }
         None => beside(&config.model)?,
     };
-    let name = file_name_part(&base_name(config, plan));
+    let mut name = file_name_part(&base_name(config, plan));
+    // The type stays last, where clients of hubs look for it.
+    if let Fitted::ToTarget(_, size) = &config.fitted {
+        name = format!("{name}-{}", file_name_part(size));
+    }
     Ok(plan.outputs.iter().map(|o| dir.join(format!("{name}-{}.gguf", o.file_type))).collect())
 }
 

@@ -29,6 +29,15 @@ pub fn draw(config: &Config) -> Box<dyn Progress> {
 struct Drawn(ProgressBar);
 
 impl Progress for Drawn {
+    fn begin_measuring(&self, n: u64) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:28} {percent:>3} %  {eta:>4} left  trying types on {wide_msg}")
+        {
+            self.0.set_style(style.progress_chars("━╸─"));
+        }
+        self.0.set_length(n);
+    }
+
     fn begin(&self, input_bytes: u64) {
         self.0.set_length(input_bytes);
         self.0.reset();

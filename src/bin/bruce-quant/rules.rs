@@ -8,19 +8,14 @@ use convert::{ExpertTypes, Importance, RuleError, Rules, TypeRule};
 use gguf::Value;
 use quants::TensorType;
 
-use crate::args::{Args, Mix, TypeRules};
+use crate::args::{Args, TypeRules};
 
 /// What the arguments ask for about types.
 ///
 /// # Errors
 /// A rule makes no sense, or a file of rules can't be read.
 pub fn rules(args: &Args) -> Result<Rules, anyhow::Error> {
-    let mut rules = Rules {
-        pure: args.pure,
-        leave_output: args.leave_output_tensor,
-        favour_shared: matches!(args.recipe, Mix::Moe),
-        ..Rules::default()
-    };
+    let mut rules = Rules { pure: args.pure, leave_output: args.leave_output_tensor, ..Rules::default() };
     rules.output_type = tensor_type("--output-tensor-type", args.output_tensor_type.as_deref())?;
     rules.token_embedding_type = tensor_type("--token-embedding-type", args.token_embedding_type.as_deref())?;
     for source in &args.type_rules {

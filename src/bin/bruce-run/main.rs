@@ -12,6 +12,7 @@ mod kl_divergence;
 mod logits_file;
 mod parallel;
 mod perplexity;
+mod plan;
 mod tokenize;
 mod trace;
 
@@ -76,13 +77,43 @@ fn print(text: &str) -> Result<(), anyhow::Error> {
 fn advise(error: runtime::Error) -> anyhow::Error {
     use bruce::size::bytes;
     match error {
-        runtime::Error::ContextMemory { n_ctx, needed_bytes, kv_bytes, compute_bytes, available_bytes } => {
+        runtime::Error::ContextMemory {
+            place,
+            n_ctx,
+            needed_bytes,
+            kv_bytes,
+            compute_bytes,
+            available_bytes,
+        } => {
             let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
             let (kv, compute) = (bytes(kv_bytes), bytes(compute_bytes));
             let error = anyhow::anyhow!(
-                "a context of {n_ctx} tokens needs {needed} ({kv} for the KV cache, {compute} for computing), and {available} are free"
+                "{place}: a context of {n_ctx} tokens needs {needed} ({kv} for the KV cache, {compute} for computing), and {available} are free"
             );
             exit::with_hint(error, "use a smaller context (-c), or a smaller cache (-ctk q8_0 -ctv q8_0)")
+        }
+        runtime::Error::WeightMemory { place, needed_bytes, available_bytes } => {
+            let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
+            let error = anyhow::anyhow!("{place}: {needed} are needed for weights, and {available} are free");
+            exit::with_hint(
+                error,
+                "leave out -ngl, --no-mmap and --repack: what fits is planned then; or say how much may be used with --vram and --ram",
+            )
+        }
+        runtime::Error::Shortage { needed, available_bytes } => {
+            let parts: Vec<String> = runtime::plan::in_words(&needed)
+                .into_iter()
+                .map(|(what, size)| format!("{} for {what}", bytes(size)))
+                .collect();
+            let (all, available) = (bytes(needed.total_bytes()), bytes(available_bytes));
+            let error = anyhow::anyhow!(
+                "the model needs {all} of memory at least ({}), and {available} may be used",
+                parts.join(", ")
+            );
+            exit::with_hint(
+                error,
+                "use a smaller context (-c), a smaller cache (-ctk q8_0 -ctv q8_0), or a smaller -q",
+            )
         }
         other => other.into(),
     }

@@ -1,5 +1,6 @@
 //! The feed-forward network: dense, or the weighted sum of the experts a router chooses.
 
+use super::slots::{self, Choices};
 use super::taps::Taps;
 use super::{linear, linears, multiply};
 use crate::kernels::{self, Kernels, Stream};
@@ -15,8 +16,9 @@ pub(super) fn feed_forward(
     x: &Tensor,
     n_used: usize,
     stream: Option<&Stream>,
-    taps: &mut Taps,
+    watch: &mut Watched<'_>,
 ) -> Tensor {
+    let taps = &mut *watch.taps;
     match ffn {
         FeedForward::Dense { gate, up, down } => {
             taps.layer_input(x, &[FfnGate, FfnUp]);
@@ -25,12 +27,18 @@ pub(super) fn feed_forward(
             taps.layer_input(&hidden, &[FfnDown]);
             linear(g, kernels, down, &hidden)
         }
-        FeedForward::Experts { router, gate, up, down, .. } => {
+        FeedForward::Experts { router, gate, up, down, slots, .. } => {
             taps.layer_input(x, &[FfnGateInp]);
             let chosen = choose(g, kernels, router, x, n_used);
+            let banks = [gate, up, down];
+            if let Some(slots) = slots {
+                let ids = watch.choices.keep(g, &chosen.ids);
+                if watch.choices.by_slots {
+                    return slots::experts(g, kernels, banks, slots, x, &Chosen { ids, ..chosen });
+                }
+            }
             if kernels == Kernels::Bruce
-                && let Some(out) =
-                    kernels::experts(g, [gate, up, down], x, &chosen.ids, &chosen.weights, stream)
+                && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, stream, None)
             {
                 return out;
             }
@@ -39,8 +47,7 @@ pub(super) fn feed_forward(
             if let Some(ids) = &kept {
                 taps.expert_input(ids, x, ids, &[FfnGateExps, FfnUpExps]);
             }
-            let [n_embd, n_tokens, ..] = x.ne();
-            let x = g.reshape(x, &[n_embd, 1, n_tokens]);
+            let x = by_choice(g, x);
             let up = project(g, up, &x, &chosen.ids);
             let gate = project(g, gate, &x, &chosen.ids);
             let hidden = g.swiglu(&gate, &up); // [n_ff, n_used, n_tokens]
@@ -53,12 +60,24 @@ pub(super) fn feed_forward(
     }
 }
 
+/// What is seen of a feed-forward network beside its result.
+pub(super) struct Watched<'a> {
+    pub taps: &'a mut Taps,
+    pub choices: &'a mut Choices,
+}
+
+/// `x: [n_embd, n_tokens]` as each token's row for all of its experts: `[n_embd, 1, n_tokens]`.
+pub(super) fn by_choice(g: &Graph, x: &Tensor) -> Tensor {
+    let [n_embd, n_tokens, ..] = x.ne();
+    g.reshape(x, &[n_embd, 1, n_tokens])
+}
+
 /// The experts each token takes.
-struct Chosen {
+pub(super) struct Chosen {
     /// `[n_used, n_tokens]`, I32, the likeliest first.
-    ids: Tensor,
+    pub ids: Tensor,
     /// `[1, n_used, n_tokens]`, F32; sums to 1 over the used.
-    weights: Tensor,
+    pub weights: Tensor,
 }
 
 /// Smallest positive normal F16: keeps the division defined where every probability is zero.
@@ -81,7 +100,7 @@ fn choose(g: &Graph, kernels: Kernels, router: &Tensor, x: &Tensor, n_used: usiz
 ///
 /// Where the experts lie in several groups, each group computes with its own members' numbers and the results of
 /// tokens that chose somebody else are masked away.
-fn project(g: &Graph, bank: &ExpertBank, x: &Tensor, ids: &Tensor) -> Tensor {
+pub(super) fn project(g: &Graph, bank: &ExpertBank, x: &Tensor, ids: &Tensor) -> Tensor {
     let [n_used, n_tokens, ..] = ids.ne();
     let mut sum: Option<Tensor> = None;
     for group in &bank.groups {
@@ -103,7 +122,7 @@ fn project(g: &Graph, bank: &ExpertBank, x: &Tensor, ids: &Tensor) -> Tensor {
 }
 
 /// Adds up `[n_embd, n_used, n_tokens]` over the used experts: `[n_embd, n_tokens]`.
-fn sum_of_used(g: &Graph, out: &Tensor) -> Tensor {
+pub(super) fn sum_of_used(g: &Graph, out: &Tensor) -> Tensor {
     let [n_embd, n_used, n_tokens, _] = out.ne();
     let nb = out.nb();
     let expert = |index: usize| g.view(out, [n_embd, n_tokens, 1], [nb[2], nb[2] * n_tokens], index * nb[1]);

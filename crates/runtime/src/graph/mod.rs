@@ -6,6 +6,7 @@
 mod attention;
 mod feed_forward;
 mod routing;
+mod slots;
 mod taps;
 
 use crate::kernels::{self, Kernels, Matrix, Stream};
@@ -35,6 +36,8 @@ pub(crate) struct BatchShape {
     pub routing: bool,
     /// Whether the inputs of its matrix products will be looked at.
     pub tapped: bool,
+    /// Devices compute the experts in their slots; otherwise all are computed from the host's copies.
+    pub by_slots: bool,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -61,18 +64,21 @@ pub(crate) struct BatchGraph {
     pub routing: Vec<RouterOutputs>,
     /// The inputs of all matrix products with weights, in the order of computation, where they will be looked at.
     pub taps: Vec<Tap>,
+    /// `[n_used, n_tokens]`, I32: the experts taken in each layer with slots whose feed-forward network is computed.
+    pub choices: Vec<Tensor>,
 }
 
 /// An upper bound on the nodes of a graph of this model.
 pub(crate) fn max_nodes(model: &Model) -> usize {
     let groups = |layer: &crate::model::Layer| match &layer.ffn {
         crate::model::FeedForward::Dense { .. } => 0,
-        crate::model::FeedForward::Experts { gate, up, down, .. } => {
-            gate.groups.len() + up.groups.len() + down.groups.len()
+        crate::model::FeedForward::Experts { gate, up, down, slots, .. } => {
+            let slots = slots.as_ref().map_or(0, |slots| 2 + 2 * slots.groups.len());
+            gate.groups.len() + up.groups.len() + down.groups.len() + slots
         }
     };
     let experts: usize = model.weights().layers.iter().map(|layer| 8 * groups(layer)).sum();
-    let used = model.n_expert_used() as usize + 16;
+    let used = 2 * model.n_expert_used() as usize + 16;
     256 + model.weights().layers.len() * (72 + used) + experts
 }
 
@@ -84,6 +90,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let weights = model.weights();
     let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
     let mut taps = Taps::new(shape.tapped);
+    let mut choices = slots::Choices::new(shape.by_slots);
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0 && !shape.routing;
@@ -106,8 +113,8 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         let qkv = attention::project(g, kernels, model, layer, &normed, &inputs.positions);
         attention::store(g, cache, index, &qkv, &inputs.cells);
         if index == last && only_cache {
-            let (routing, taps) = (watch.layers, taps.finish());
-            return BatchGraph { graph, shape, inputs, logits: None, routing, taps };
+            let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
+            return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices };
         }
         let mask = inputs.mask.as_ref().expect("made above, as attention follows");
         let gathered = attention::gather(g, model, cache, index, &qkv.q, mask, shape);
@@ -118,8 +125,8 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
             let used = model.n_expert_used() as usize;
             watch.layer(g, (index, layer), next, &residual, hparams.rms_eps, used);
             if index == last && n_outputs == 0 {
-                let (routing, taps) = (watch.layers, taps.finish());
-                return BatchGraph { graph, shape, inputs, logits: None, routing, taps };
+                let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
+                return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices };
             }
         }
         if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
@@ -130,8 +137,16 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
         let n_used = model.n_expert_used() as usize;
         let stream = stream(g, model, kernels, index, &residual);
-        let fed =
-            feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used, stream.as_ref(), &mut taps);
+        let mut watched = feed_forward::Watched { taps: &mut taps, choices: &mut choices };
+        let fed = feed_forward::feed_forward(
+            g,
+            kernels,
+            &layer.ffn,
+            &normed,
+            n_used,
+            stream.as_ref(),
+            &mut watched,
+        );
         x = g.add(&fed, &residual);
         g.name(&x, &format!("layer_out-{index}"));
     }
@@ -140,8 +155,8 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let logits = multiply(g, kernels, &weights.output, &x); // [n_vocab, n_outputs]
     g.name(&logits, "logits");
     g.output(&logits);
-    let (routing, taps) = (watch.layers, taps.finish());
-    BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps }
+    let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
+    BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps, choices }
 }
 
 /// Batches from which on nearly all experts are taken, so that guessing which is idle.
@@ -163,7 +178,7 @@ fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
 }
 
 /// `weight^T x` of a weight `[n_in, n_out]`.
-fn multiply(g: &Graph, kernels: Kernels, weight: &Tensor, x: &Tensor) -> Tensor {
+pub(crate) fn multiply(g: &Graph, kernels: Kernels, weight: &Tensor, x: &Tensor) -> Tensor {
     if kernels == Kernels::Bruce && kernels::served(weight) {
         let [product] = kernels::project(g, [Matrix::new(weight, 0)], x);
         return product;

@@ -45,12 +45,24 @@ impl RowKernel for Quantize {
 
 /// `x: [n_cols, n_rows]`, F32, contiguous, as rows of `kind`; computed where `anchor` lies, a weight on the host.
 pub(crate) fn quantized(g: &Graph, x: &Tensor, kind: ActivationKind, anchor: &Tensor) -> Tensor {
-    let [n_cols, n_rows, ..] = x.ne();
-    let kernel = Arc::new(Quantize { kind, order: Order::Same });
-    g.custom_rows(kind.row_bytes(n_cols), n_rows, &[x, anchor], kernel)
+    quantized_along(g, x, kind, anchor, &[])
 }
 
-/// `x: [n_cols, n_tokens]` as rows of `kind`, one for each of the choices `ids: [n_used, n_tokens]`, sorted by expert.
+/// As [`quantized`]; `along` are brought to the host with `x`, for nodes that follow.
+pub(super) fn quantized_along(
+    g: &Graph,
+    x: &Tensor,
+    kind: ActivationKind,
+    anchor: &Tensor,
+    along: &[&Tensor],
+) -> Tensor {
+    let [n_cols, n_rows, ..] = x.ne();
+    let kernel = Arc::new(Quantize { kind, order: Order::Same });
+    g.custom_rows(kind.row_bytes(n_cols), n_rows, &[&[x, anchor], along].concat(), kernel)
+}
+
+/// `x: [n_cols, n_tokens]` as rows of `kind`, one for each of the choices `ids: [n_used, n_tokens]`, sorted by expert;
+/// `along` as in [`quantized_along`].
 pub(super) fn quantized_by_expert(
     g: &Graph,
     x: &Tensor,
@@ -58,8 +70,10 @@ pub(super) fn quantized_by_expert(
     n_expert: usize,
     kind: ActivationKind,
     anchor: &Tensor,
+    along: &[&Tensor],
 ) -> Tensor {
     let n_cols = x.ne()[0];
     let kernel = Arc::new(Quantize { kind, order: Order::ByExpert { n_expert } });
-    g.custom_rows(kind.row_bytes(n_cols), ids.n_elements(), &[x, ids, anchor], kernel)
+    let operands = [&[x, ids, anchor], along].concat();
+    g.custom_rows(kind.row_bytes(n_cols), ids.n_elements(), &operands, kernel)
 }

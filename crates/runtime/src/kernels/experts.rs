@@ -1,6 +1,6 @@
 //! The feed-forward network of a layer's experts.
 
-use super::activations::{quantized, quantized_by_expert};
+use super::activations::{quantized, quantized_along, quantized_by_expert};
 use super::grouping::Grouping;
 use super::matrix::{Matrix, served};
 use super::projection::with_scratch;
@@ -58,11 +58,34 @@ impl Bank {
     }
 }
 
+/// The experts that are computed here, where others are computed elsewhere.
+struct Ours {
+    /// Operand with a number for each expert, 0 for those of others; `None` where all are ours.
+    table: Option<usize>,
+}
+
+impl Ours {
+    fn with<'a>(&self, sources: &'a Sources<'_>) -> impl Fn(usize) -> bool + 'a {
+        let table: Option<&[f32]> = self.table.map(|operand| sources.values(operand));
+        move |expert| table.is_none_or(|table| table[expert] != 0.0)
+    }
+}
+
+/// Experts that a device computes at the same time.
+pub(crate) struct Beside<'a> {
+    /// `[1, n_expert]`, F32: 0 for those experts.
+    pub missing: &'a Tensor,
+    /// Adds the device's nodes to the graph.
+    pub launch: &'a mut dyn FnMut(),
+}
+
 /// Hidden rows `[n_ff, n_choices]` in the order of the grouping: silu(gate) * up. Operands: ids, then the activations
-/// that the gates take, then those of the ups; a single row of activations is that of every choice.
+/// that the gates take, then those of the ups; a single row of activations is that of every choice. Zero for the experts
+/// of others.
 struct GateUp {
     gate: Bank,
     up: Bank,
+    ours: Ours,
 }
 
 impl TileKernel for GateUp {
@@ -70,6 +93,7 @@ impl TileKernel for GateUp {
         let n_ff = self.gate.n_rows();
         let step = self.gate.tile_rows().min(self.up.tile_rows());
         let n_tiles = n_ff.div_ceil(step);
+        let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.gate.experts.len(), |grouping| {
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(grouping.active.len() * n_tiles) {
@@ -79,11 +103,16 @@ impl TileKernel for GateUp {
                     let choices = grouping.of(expert);
                     let n = choices.len() * rows.len();
                     let (gates, ups) = scratch.at_least(2 * n).split_at_mut(n);
-                    for (bank, out) in [(&self.gate, &mut *gates), (&self.up, &mut *ups)] {
-                        let (matrix, operand) = &bank.experts[expert];
-                        matrix.multiply(sources, rows.clone(), of_choices(sources, *operand, &choices), out);
+                    if is_ours(expert) {
+                        for (bank, out) in [(&self.gate, &mut *gates), (&self.up, &mut *ups)] {
+                            let (matrix, operand) = &bank.experts[expert];
+                            let acts = of_choices(sources, *operand, &choices);
+                            matrix.multiply(sources, rows.clone(), acts, out);
+                        }
+                        silu_product(gates, ups);
+                    } else {
+                        gates.fill(0.0);
                     }
-                    silu_product(gates, ups);
                     for (place, hidden) in choices.zip(gates.chunks_exact(rows.len())) {
                         output.write(place * n_ff + first, hidden);
                     }
@@ -123,6 +152,7 @@ pub(super) fn add_results(
 /// hidden rows as the downs take them, in the order of the grouping.
 struct Down {
     down: Bank,
+    ours: Ours,
 }
 
 impl TileKernel for Down {
@@ -131,6 +161,7 @@ impl TileKernel for Down {
         let step = self.down.tile_rows();
         let [n_used, n_tokens, ..] = sources.ne(0);
         let weights: &[f32] = sources.values(1);
+        let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.down.experts.len(), |grouping| {
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(n_embd.div_ceil(step)) {
@@ -142,7 +173,7 @@ impl TileKernel for Down {
                     let scratch = scratch.at_least(n_sums + most.unwrap_or(0) * n_rows);
                     let (sums, results) = scratch.split_at_mut(n_sums);
                     sums.fill(0.0);
-                    for expert in &grouping.active {
+                    for expert in grouping.active.iter().filter(|e| is_ours(**e as usize)) {
                         let choices = grouping.of(*expert as usize);
                         let (matrix, operand) = &self.down.experts[*expert as usize];
                         let row_bytes = sources.ne(*operand)[0];
@@ -162,6 +193,9 @@ impl TileKernel for Down {
 
 /// The experts' part of a feed-forward network: `x: [n_embd, n_tokens]`, `ids: [n_used, n_tokens]`,
 /// `weights: [1, n_used, n_tokens]` to `[n_embd, n_tokens]`. None where there are no kernels for some of the weights.
+///
+/// With experts `beside`, the sum is that over the others. The order of the nodes then is: activations, which bring
+/// everything to the host that the CPU will want; the device's nodes; the CPU's products.
 pub(crate) fn experts(
     g: &Graph,
     banks: [&ExpertBank; 3],
@@ -169,6 +203,7 @@ pub(crate) fn experts(
     ids: &Tensor,
     weights: &Tensor,
     stream: Option<&Stream>,
+    beside: Option<Beside<'_>>,
 ) -> Option<Tensor> {
     let [n_embd, n_tokens, ..] = x.ne();
     let gate = Bank::new(banks[0], 1, stream.is_some())?;
@@ -178,15 +213,16 @@ pub(crate) fn experts(
     let anchor = stream.map_or_else(|| gate.anchor().clone(), |stream| stream.anchor.clone());
     let ids = &g.contiguous(ids);
 
+    let along: &[&Tensor] = if beside.is_some() { &[ids, weights] } else { &[] };
     let mut made: Vec<(ActivationKind, Tensor)> = Vec::new();
     let mut operands = vec![ids.clone()];
     for kind in gate.kinds.iter().chain(&up.kinds) {
         let known = made.iter().find(|(known, _)| known == kind).map(|(_, rows)| rows.clone());
         operands.push(known.unwrap_or_else(|| {
             let rows = if n_tokens == 1 {
-                quantized(g, x, *kind, &anchor)
+                quantized_along(g, x, *kind, &anchor, along)
             } else {
-                quantized_by_expert(g, x, ids, n_expert, *kind, &anchor)
+                quantized_by_expert(g, x, ids, n_expert, *kind, &anchor, along)
             };
             made.push((*kind, rows.clone()));
             rows
@@ -197,17 +233,30 @@ pub(crate) fn experts(
         operands.len() - 1
     });
     operands.push(anchor.clone());
-    let operands: Vec<&Tensor> = operands.iter().collect();
+    let missing = beside.map(|beside| {
+        made.iter().for_each(|(_, rows)| g.expand(rows));
+        (beside.launch)();
+        beside.missing.clone()
+    });
+    let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
     let downs = down.kinds.clone();
+    let n_gate_up = operands.len();
+    operands.extend(missing.clone());
+    let n_down = 3 + downs.len();
     let (gate_up, down): (Arc<dyn TileKernel>, Arc<dyn TileKernel>) = match stream {
         Some(stream) => streamed::kernels(stream, gate, up, down, early),
-        None => (Arc::new(GateUp { gate, up }), Arc::new(Down { down })),
+        None => {
+            let gate_up = GateUp { gate, up, ours: ours(n_gate_up) };
+            (Arc::new(gate_up), Arc::new(Down { down, ours: ours(n_down) }))
+        }
     };
+    let operands: Vec<&Tensor> = operands.iter().collect();
     let hidden = g.custom_tiles(&[n_ff, ids.n_elements()], &operands, gate_up);
 
     let mut operands = vec![ids.clone(), weights.clone()];
     operands.extend(downs.iter().map(|kind| quantized(g, &hidden, *kind, &anchor)));
     operands.push(anchor);
+    operands.extend(missing);
     let operands: Vec<&Tensor> = operands.iter().collect();
     Some(g.custom_tiles(&[n_embd, n_tokens], &operands, down))
 }

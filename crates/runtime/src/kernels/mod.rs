@@ -20,7 +20,7 @@ mod silu;
 mod streamed;
 
 pub(crate) use activations::quantized;
-pub(crate) use experts::experts;
+pub(crate) use experts::{Beside, experts};
 pub(crate) use matrix::{Matrix, served};
 pub(crate) use projection::project;
 pub(crate) use streamed::Stream;

@@ -4,20 +4,38 @@ use super::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Layer, Linear, Mod
 use crate::Error;
 use crate::kernels::Kernels;
 use crate::residency::{Placement, Repack};
+use crate::slots::LayerSlots;
 use expert_pool::{LayerSource, MatrixSource};
 use ggml::{BufferType, Context, Device, DeviceKind, Tensor, Type};
 use gguf::{Gguf, TensorInfo};
 use model_spec::{HyperParams, TensorId, TensorKind, TensorRole};
 use quants::TensorType;
+use std::sync::Arc;
 
 /// A handle without data yet, and where its data comes from and goes to.
 pub(super) struct Pending<'a> {
     pub tensor: Tensor,
     /// One tensor of the file, or the experts to be laid one after the other.
-    pub pieces: Vec<&'a TensorInfo>,
+    pub pieces: Vec<Piece<'a>>,
     pub place: BufferType,
     /// Whether the bytes of the file can be used where they are mapped.
     pub in_place: bool,
+}
+
+/// Bytes of a tensor in the file: all of it, or one expert's.
+#[derive(Clone, Copy)]
+pub(super) struct Piece<'a> {
+    pub info: &'a TensorInfo,
+    /// Bytes into the tensor.
+    pub start: usize,
+    pub size: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// All of a tensor.
+    pub fn whole(info: &'a TensorInfo) -> Piece<'a> {
+        Piece { info, start: 0, size: info.size as usize }
+    }
 }
 
 /// A small table made here rather than read.
@@ -38,15 +56,17 @@ enum Use {
 }
 
 pub(super) struct Binder<'a> {
-    gguf: &'a Gguf,
-    hparams: &'a HyperParams,
-    placement: &'a Placement,
+    pub(super) gguf: &'a Gguf,
+    pub(super) hparams: &'a HyperParams,
+    pub(super) placement: &'a Placement,
     options: &'a ModelOptions,
-    context: Context,
+    pub(super) context: Context,
     pub pending: Vec<Pending<'a>>,
     pub tables: Vec<Table>,
     /// Layers whose experts are streamed, in order.
     pub streamed: Vec<LayerSource>,
+    /// The layers that have slots, and where these are.
+    pub slots: Vec<(BufferType, Arc<LayerSlots>)>,
 }
 
 impl<'a> Binder<'a> {
@@ -57,17 +77,11 @@ impl<'a> Binder<'a> {
         options: &'a ModelOptions,
     ) -> Self {
         // Every tensor of the file at most twice (tried contiguous, then strided) and two tables per expert group.
-        let context = Context::new(4 * gguf.tensors().len() + 8);
-        Binder {
-            gguf,
-            hparams,
-            placement,
-            options,
-            context,
-            pending: Vec::new(),
-            tables: Vec::new(),
-            streamed: Vec::new(),
-        }
+        // Slots: three tensors and two tables for each group, of which there are no more than experts, and one table.
+        let slots = hparams.n_layer as usize * (5 * hparams.n_expert as usize + 1);
+        let context = Context::new(4 * gguf.tensors().len() + slots + 8);
+        let (pending, tables, streamed, slots) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Binder { gguf, hparams, placement, options, context, pending, tables, streamed, slots }
     }
 
     /// Handles for all roles.
@@ -117,7 +131,7 @@ impl<'a> Binder<'a> {
                     self.streamed.push(LayerSource { gate: gates, up: ups, down: downs });
                     self.streamed.len() - 1
                 });
-                FeedForward::Experts { router, gate, up, down, streamed }
+                FeedForward::Experts { router, gate, up, down, streamed, slots: self.layer_slots(layer)? }
             } else {
                 FeedForward::Dense {
                     gate: self.linear(id(FfnGate))?,
@@ -233,11 +247,11 @@ impl<'a> Binder<'a> {
         GroupRoute { member, mask }
     }
 
-    fn find(&self, id: &TensorId) -> Option<&'a TensorInfo> {
+    pub(super) fn find(&self, id: &TensorId) -> Option<&'a TensorInfo> {
         self.gguf.tensor(&id.name())
     }
 
-    fn info(&self, id: &TensorId) -> Result<&'a TensorInfo, Error> {
+    pub(super) fn info(&self, id: &TensorId) -> Result<&'a TensorInfo, Error> {
         self.find(id)
             .ok_or_else(|| Error::MissingTensor { path: self.gguf.path().to_path_buf(), name: id.name() })
     }
@@ -287,7 +301,7 @@ impl<'a> Binder<'a> {
         }
         let mut pending = Pending {
             tensor: self.context.tensor(name, ty, &ne),
-            pieces: pieces.to_vec(),
+            pieces: pieces.iter().map(|info| Piece::whole(info)).collect(),
             place,
             in_place: false,
         };

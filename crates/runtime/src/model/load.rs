@@ -3,7 +3,9 @@
 use super::bind::{Binder, Pending, Table};
 use super::{LoadProgress, ModelOptions, Weights, stream};
 use crate::Error;
+use crate::memory::Free;
 use crate::residency::Placement;
+use crate::slots::LayerSlots;
 use expert_pool::{Files, Pool};
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
@@ -16,6 +18,8 @@ pub(super) struct Loaded {
     pub sizes: Vec<(BufferType, u64)>,
     /// Where streamed experts come from.
     pub expert_pool: Option<Arc<Pool>>,
+    /// The layers that have slots.
+    pub slots: Vec<Arc<LayerSlots>>,
 }
 
 pub(super) fn load(
@@ -31,12 +35,13 @@ pub(super) fn load(
         binder.pending.iter().partition(|p| p.in_place);
     lend(gguf, &mapped, options.mlock)?;
     let direct = options.expert_pool_bytes.map(|_| Files::open(gguf.parts())).transpose()?;
-    copy(gguf, direct.as_ref(), &copied, progress)?;
+    copy(gguf, direct.as_ref(), placement, &copied, progress)?;
     fill_tables(&binder.tables)?;
+    place_slot_tables(&binder.slots)?;
 
     let mut sizes: Vec<(BufferType, u64)> = Vec::new();
     for pending in &binder.pending {
-        let bytes: u64 = pending.pieces.iter().map(|piece| piece.size).sum();
+        let bytes: u64 = pending.pieces.iter().map(|piece| piece.size as u64).sum();
         match sizes.iter_mut().find(|(place, _)| *place == pending.place) {
             Some((_, sum)) => *sum += bytes,
             None => sizes.push((pending.place, bytes)),
@@ -45,13 +50,14 @@ pub(super) fn load(
     let dense_bytes = sizes.iter().map(|(_, bytes)| bytes).sum();
     let pool = |size_bytes| stream::pool(gguf, &binder.streamed, size_bytes, dense_bytes);
     let expert_pool = options.expert_pool_bytes.map(pool).transpose()?;
-    Ok(Loaded { weights, sizes, expert_pool })
+    let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();
+    Ok(Loaded { weights, sizes, expert_pool, slots })
 }
 
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host.
 fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> {
     for part in 0..gguf.parts().len() {
-        let mut tensors = mapped.iter().filter(|p| p.pieces[0].part == part).peekable();
+        let mut tensors = mapped.iter().filter(|p| p.pieces[0].info.part == part).peekable();
         if tensors.peek().is_none() {
             continue;
         }
@@ -66,7 +72,7 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
         let buffer = Buffer::from_mapping(map);
         buffer.set_weights();
         for pending in tensors {
-            buffer.place(&pending.tensor, pending.pieces[0].offset as usize);
+            buffer.place(&pending.tensor, pending.pieces[0].info.offset as usize);
         }
     }
     Ok(())
@@ -77,6 +83,7 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
 fn copy(
     gguf: &Gguf,
     direct: Option<&Files>,
+    placement: &Placement,
     copied: &[&Pending<'_>],
     progress: &mut dyn LoadProgress,
 ) -> Result<(), Error> {
@@ -86,28 +93,54 @@ fn copy(
             places.push(pending.place);
         }
     }
+    // Memory of the host is given out before there is any, and missed only when it is written to.
+    let free = Free::now(placement.devices());
+    for place in &places {
+        let pieces = copied.iter().filter(|p| p.place == *place).flat_map(|p| &p.pieces);
+        free.check_weights(*place, pieces.map(|piece| piece.size as u64).sum())?;
+    }
     for place in places {
         let tensors: Vec<Tensor> =
             copied.iter().filter(|p| p.place == place).map(|p| p.tensor.clone()).collect();
         Buffer::allocate(place, &tensors, "weights")?.set_weights();
     }
-    let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size).sum();
+    let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size as u64).sum();
     let mut done = 0;
     for pending in copied {
-        // Whole tensors: a layout of its own is made from all of the bytes at once.
-        match (&pending.pieces[..], direct) {
-            (&[piece], Some(files)) => {
-                let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(at, bytes);
-                files.read_tensor(piece.part, piece.offset, piece.size, &piece.name, &mut write)?;
-            }
-            (&[piece], None) => pending.tensor.write(0, gguf.data(piece)),
-            _ => {
-                let stacked: Vec<&[u8]> = pending.pieces.iter().map(|piece| gguf.data(piece)).collect();
-                pending.tensor.write(0, &stacked.concat());
+        let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
+        if let (Some(files), [piece]) = (direct, &pending.pieces[..]) {
+            let (offset, size) = (piece.info.offset + piece.start as u64, piece.size as u64);
+            let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(at, bytes);
+            files.read_tensor(piece.info.part, offset, size, &piece.info.name, &mut write)?;
+        } else if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
+            // A layout of its own is made from all of the bytes at once.
+            pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
+        } else {
+            let mut offset = 0;
+            for piece in pieces {
+                pending.tensor.write(offset, piece);
+                offset += piece.len();
             }
         }
-        done += pending.pieces.iter().map(|piece| piece.size).sum::<u64>();
+        done += pending.pieces.iter().map(|piece| piece.size as u64).sum::<u64>();
         progress.bytes(done, total);
+    }
+    Ok(())
+}
+
+/// Gives the tables of slots a place beside these. They are no weights: they change, and nothing is computed where they
+/// are for their sake.
+fn place_slot_tables(slots: &[(BufferType, Arc<LayerSlots>)]) -> Result<(), Error> {
+    let mut places: Vec<BufferType> = Vec::new();
+    for (place, _) in slots {
+        if !places.contains(place) {
+            places.push(*place);
+        }
+    }
+    for place in places {
+        let here = slots.iter().filter(|(at, _)| *at == place).map(|(_, slots)| slots);
+        let tables: Vec<Tensor> = here.clone().flat_map(|slots| slots.tables()).collect();
+        Buffer::allocate(place, &tables, "expert tables")?;
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 mod bind;
 mod check;
 mod load;
+mod slots;
 mod stream;
 
 use crate::Error;
 use crate::kernels::Kernels;
 use crate::residency::{Placement, PlacementOptions};
+use crate::slots::{LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
 use expert_pool::Pool;
 use ggml::{BufferType, Tensor};
@@ -87,7 +89,7 @@ pub enum ScalingKind {
 
 /// A loaded model; shared by the sessions that run it.
 pub struct Model {
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
     hparams: HyperParams,
     n_expert_used: u32,
     rope: ggml::Rope,
@@ -97,6 +99,7 @@ pub struct Model {
     sizes: Vec<(BufferType, u64)>,
     kernels: Kernels,
     expert_pool: Option<Arc<Pool>>,
+    slots: Option<SlotCache>,
 }
 
 /// What is read and multiplied for one token.
@@ -150,6 +153,8 @@ pub(crate) enum FeedForward {
         down: ExpertBank,
         /// The layer's number in the pool that its experts come from; their tensors then have no data.
         streamed: Option<usize>,
+        /// Copies of some experts on the layer's device; the banks are then all on the host.
+        slots: Option<Arc<LayerSlots>>,
     },
 }
 
@@ -197,7 +202,7 @@ impl Model {
         progress: &mut dyn LoadProgress,
     ) -> Result<Arc<Model>, Error> {
         ggml::load_backends()?;
-        let gguf = Gguf::open(path)?;
+        let gguf = Arc::new(Gguf::open(path)?);
         let hparams = HyperParams::from_gguf(&gguf)?;
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())
             .map_err(|source| Error::Tokenizer { path: path.to_path_buf(), source })?;
@@ -217,6 +222,9 @@ impl Model {
             check::finite(&gguf, progress)?;
         }
         let loaded = load::load(&gguf, &hparams, &placement, options, progress)?;
+        let slots = (!loaded.slots.is_empty()).then(|| {
+            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, !options.placement.fixed_experts)
+        });
         Ok(Arc::new(Model {
             gguf,
             hparams,
@@ -228,6 +236,7 @@ impl Model {
             sizes: loaded.sizes,
             kernels,
             expert_pool: loaded.expert_pool,
+            slots,
         }))
     }
 
@@ -312,6 +321,11 @@ impl Model {
         format!("{} {label} {file_type}", h.arch.name())
     }
 
+    /// The experts in slots on devices; `None` where every expert lives in one place.
+    pub fn slots(&self) -> Option<&SlotCache> {
+        self.slots.as_ref()
+    }
+
     /// Whose kernels multiply on the CPU.
     pub fn kernels(&self) -> Kernels {
         self.kernels
@@ -331,7 +345,7 @@ impl Model {
     }
 }
 
-fn experts_used(hparams: &HyperParams, wanted: Option<u32>) -> Result<u32, Error> {
+pub(crate) fn experts_used(hparams: &HyperParams, wanted: Option<u32>) -> Result<u32, Error> {
     match wanted {
         None => Ok(hparams.n_expert_used),
         Some(n) if hparams.is_moe() && (1..=hparams.n_expert).contains(&n) => Ok(n),

@@ -10,6 +10,9 @@
 //! llama.cpp's rules and names.
 
 pub mod budget;
+mod slots;
+
+pub use slots::ExpertSlots;
 
 use crate::{Error, memory};
 use ggml::{BufferType, Device, DeviceKind};
@@ -62,10 +65,20 @@ pub struct PlacementOptions {
     pub repack: Repack,
     /// `-ts`: share of the layers of each device; by free memory when empty.
     pub tensor_split: Vec<f32>,
+    /// `--expert-slots`: experts of each layer on devices that have a copy in its device's memory, while the host keeps
+    /// all; `None` places experts like other weights.
+    pub expert_slots: Option<ExpertSlots>,
+    /// `--fixed-experts`: the experts in the slots stay the same, whatever is asked for.
+    pub fixed_experts: bool,
 }
 
-/// Free memory of a device that is left alone, for its compute buffers and the KV cache.
+/// Free memory of a device that is left alone where nothing is planned, for its compute buffers and the KV cache.
 const DEVICE_RESERVE_BYTES: u64 = 512 << 20;
+
+/// Of `free_bytes` of a device's memory, what a plan leaves alone: drivers and libraries take memory that nobody tells.
+pub(crate) fn reserve_bytes(free_bytes: u64) -> u64 {
+    (free_bytes / 16).min(256 << 20)
+}
 
 /// The finished map.
 #[derive(Debug)]
@@ -78,6 +91,9 @@ pub struct Placement {
     host_experts_below: u32,
     /// Layouts of its own that the CPU may keep weights in.
     repacked: Vec<BufferType>,
+    n_expert: u32,
+    /// For each layer the experts that are to have a slot; none where experts are placed like other weights.
+    slots: Vec<Vec<u32>>,
 }
 
 impl Placement {
@@ -104,7 +120,13 @@ impl Placement {
             overrides,
             host_experts_below: if options.cpu_moe { u32::MAX } else { options.n_cpu_moe },
             repacked: repacked_types(options.repack, tensors),
+            n_expert: hparams.n_expert,
+            slots: Vec::new(),
         };
+        if let Some(slots) = &options.expert_slots {
+            slots::check(slots, hparams, tensors, options)?;
+            placement.slots = (0..n_layer).map(|layer| slots.of_layer(layer, hparams.n_expert)).collect();
+        }
         let free: Vec<u64> = placement.devices.iter().map(|d| d.memory().0 as u64).collect();
         let n_gpu = if placement.devices.is_empty() {
             0
@@ -131,8 +153,8 @@ impl Placement {
         for tensor in tensors {
             if let Some(id) = TensorId::parse(&tensor.name) {
                 let pinned = self.overrides.iter().any(|(regex, _)| regex.is_match(&tensor.name));
-                if !pinned && !self.stays_on_host(&id) {
-                    sizes[self.layer_of(&id)] += tensor.size;
+                if !pinned {
+                    sizes[self.layer_of(&id)] += self.device_bytes(&id, tensor.size);
                 }
             }
         }
@@ -148,14 +170,39 @@ impl Placement {
         n
     }
 
+    /// Bytes on the device of a tensor in one of its layers.
+    fn device_bytes(&self, id: &TensorId, size: u64) -> u64 {
+        if !self.stays_on_host(id) {
+            return size;
+        }
+        let in_slots = id.layer.and_then(|layer| self.slots.get(layer as usize));
+        let Some(in_slots) = in_slots.filter(|_| is_expert(id)) else { return 0 };
+        match id.expert {
+            Some(expert) => size * u64::from(in_slots.contains(&expert)),
+            None => size / u64::from(self.n_expert.max(1)) * in_slots.len() as u64,
+        }
+    }
+
     fn layer_of(&self, id: &TensorId) -> usize {
         id.layer.map_or(self.layers.len() - 1, |layer| (layer as usize).min(self.layers.len() - 1))
     }
 
     fn stays_on_host(&self, id: &TensorId) -> bool {
-        let is_expert = id.expert.is_some() || id.role.unstacked().is_some();
         id.role == TensorRole::TokenEmbd
-            || (is_expert && id.layer.is_some_and(|l| l < self.host_experts_below))
+            || (is_expert(id) && id.layer.is_some_and(|l| l < self.host_experts_below || self.has_misses(l)))
+    }
+
+    /// Whether the layer's device, if it has one, is to hold some of its experts only.
+    fn has_misses(&self, layer: u32) -> bool {
+        self.slots.get(layer as usize).is_some_and(|experts| experts.len() < self.n_expert as usize)
+    }
+
+    /// The experts of a layer that have copies in slots when the model is loaded, and where the slots are; `None` where
+    /// each expert has one place only.
+    pub fn slots(&self, layer: u32) -> Option<(BufferType, &[u32])> {
+        let device = self.layers[layer as usize]?;
+        let experts = self.slots.get(layer as usize).filter(|e| !e.is_empty() && self.has_misses(layer))?;
+        Some((self.devices[device].buffer_type(), experts))
     }
 
     /// Where the tensor of this name goes.
@@ -190,7 +237,11 @@ impl Placement {
     }
 }
 
-fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {
+fn is_expert(id: &TensorId) -> bool {
+    id.expert.is_some() || id.role.unstacked().is_some()
+}
+
+pub(crate) fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {
     let weights: u64 = tensors.iter().map(|t| t.size).sum();
     let wanted = match repack {
         Repack::On => true,
@@ -233,7 +284,7 @@ fn names(devices: &[Device]) -> String {
     }
 }
 
-fn chosen_devices(wanted: Option<&[String]>) -> Result<Vec<Device>, Error> {
+pub(crate) fn chosen_devices(wanted: Option<&[String]>) -> Result<Vec<Device>, Error> {
     let all = gpus();
     let Some(wanted) = wanted else {
         // An integrated GPU shares the host's memory and only pays where there is no card.

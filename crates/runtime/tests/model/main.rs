@@ -1,8 +1,11 @@
 //! Models made from the checkpoint that ships with the project, loaded and run in every way there is.
 
 mod bad_models;
+mod budget;
 mod fixture;
 mod kernels;
 mod placement;
+mod saved_contexts;
 mod sessions;
+mod slots;
 mod streaming;

@@ -1,9 +1,11 @@
 //! One test: what is computed, how often, and how long it took.
 
-use super::limits::Memory;
 use super::stats::Samples;
 use super::{Args, Load, Test};
+use crate::plan::{self, BudgetArgs};
+use runtime::bandwidth::Memory;
 use runtime::model::{Model, ModelOptions};
+use runtime::plan::Measure;
 use runtime::residency::PlacementOptions;
 use runtime::session::{Logits, Session, SessionOptions};
 use std::path::{Path, PathBuf};
@@ -13,9 +15,17 @@ use std::time::{Duration, Instant};
 /// Measures tests one after the other; a model stays loaded while the next test can use it.
 pub struct Bench<'a> {
     args: &'a Args,
-    loaded: Vec<(PathBuf, Load, Arc<Model>)>,
+    loaded: Vec<Loaded>,
     memory: Option<Memory>,
     tokens: RandomTokens,
+}
+
+struct Loaded {
+    path: PathBuf,
+    load: Load,
+    model: Arc<Model>,
+    /// Single tokens a second that its plan expects.
+    expected: Option<f64>,
 }
 
 /// What a test brought.
@@ -26,12 +36,14 @@ pub struct Outcome {
     pub samples: Samples,
     /// Bytes of memory a second that the machine was seen to read meanwhile; 0 where nobody asked.
     pub read_rate: f64,
+    /// Single tokens a second that the plan expects; `None` where no budget was given.
+    pub expected: Option<f64>,
 }
 
 impl<'a> Bench<'a> {
     /// Nothing is loaded yet.
     pub fn new(args: &'a Args) -> Self {
-        let memory = (!args.kernels.is_empty()).then(Memory::new);
+        let memory = (!args.kernels.is_empty()).then(Memory::default);
         Bench { args, loaded: Vec::new(), memory, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) }
     }
 
@@ -41,23 +53,21 @@ impl<'a> Bench<'a> {
     /// Where the model can't be loaded, its context does not fit, or computing fails.
     pub fn measure(&mut self, tests: &[Test]) -> Result<Vec<Outcome>, anyhow::Error> {
         // What is not needed any more goes before anything else needs the memory.
-        self.loaded.retain(|(path, load, _)| tests.iter().any(|t| t.model == *path && t.load == *load));
+        self.loaded.retain(|known| tests.iter().any(|t| t.model == known.path && t.load == known.load));
         let mut runs = Vec::new();
         for test in tests {
-            let model = self.model(&test.model, &test.load)?;
-            let mut session = Session::new(
-                &model,
-                &SessionOptions {
-                    n_ctx: test.n_prompt + test.n_gen + test.n_depth,
-                    n_ubatch: test.n_ubatch.min(test.n_batch),
-                    n_threads: test.n_threads,
-                    n_threads_batch: test.n_threads,
-                    flash_attention: test.flash_attention.or_on(),
-                    type_k: test.type_k,
-                    type_v: test.type_v,
-                    ..SessionOptions::default()
-                },
-            )?;
+            let mut options = SessionOptions {
+                n_ctx: test.n_prompt + test.n_gen + test.n_depth,
+                n_ubatch: test.n_ubatch.min(test.n_batch),
+                n_threads: test.n_threads,
+                n_threads_batch: test.n_threads,
+                flash_attention: test.flash_attention.or_on(),
+                type_k: test.type_k,
+                type_v: test.type_v,
+                ..SessionOptions::default()
+            };
+            let (model, expected) = self.model(&test.model, &test.load, &mut options)?;
+            let mut session = Session::new(&model, &options).map_err(crate::advise)?;
             std::thread::sleep(Duration::from_secs(self.args.delay));
             if !self.args.no_warmup {
                 self.prompt(&mut session, test.n_prompt, test.n_batch)?;
@@ -66,7 +76,7 @@ impl<'a> Bench<'a> {
             session.truncate(0);
             self.prompt(&mut session, test.n_depth, test.n_batch)?;
             let samples = Samples { n_tokens: test.n_prompt + test.n_gen, times: Vec::new() };
-            runs.push((test, session, Outcome { model, samples, read_rate: 0.0 }));
+            runs.push((test, session, Outcome { model, samples, read_rate: 0.0, expected }));
         }
         for _ in 0..self.args.repetitions {
             for (test, session, outcome) in &mut runs {
@@ -83,12 +93,17 @@ impl<'a> Bench<'a> {
         Ok(runs.into_iter().map(|(_, _, outcome)| outcome).collect())
     }
 
-    fn model(&mut self, path: &Path, load: &Load) -> Result<Arc<Model>, anyhow::Error> {
-        let known = self.loaded.iter().find(|(known, how, _)| known == path && how == load);
-        if let Some((_, _, model)) = known {
-            return Ok(Arc::clone(model));
+    /// The model, and the speed that its plan expects where budgets are given.
+    fn model(
+        &mut self,
+        path: &Path,
+        load: &Load,
+        session: &mut SessionOptions,
+    ) -> Result<(Arc<Model>, Option<f64>), anyhow::Error> {
+        if let Some(known) = self.loaded.iter().find(|known| known.path == path && known.load == *load) {
+            return Ok((Arc::clone(&known.model), known.expected));
         }
-        let options = ModelOptions {
+        let mut options = ModelOptions {
             use_mmap: load.use_mmap,
             n_expert_used: self.args.experts,
             kernels: Some(load.kernels),
@@ -102,9 +117,15 @@ impl<'a> Bench<'a> {
             },
             ..ModelOptions::default()
         };
-        let model = Model::load(path, &options, &mut ())?;
-        self.loaded.push((path.to_owned(), load.clone(), Arc::clone(&model)));
-        Ok(model)
+        let budget = BudgetArgs { vram: load.vram, ram: load.ram, trace: None };
+        let is_given = load.vram.is_some() || load.ram.is_some();
+        let measure = if is_given { Measure::Always } else { Measure::Never };
+        let plan = plan::follow(path, &mut options, &budget, session, measure)?;
+        let expected = plan.filter(|plan| plan.is_measured).map(|plan| plan.outlook.tokens_per_second());
+        let model = Model::load(path, &options, &mut ()).map_err(crate::advise)?;
+        let (path, load) = (path.to_owned(), load.clone());
+        self.loaded.push(Loaded { path, load, model: Arc::clone(&model), expected });
+        Ok((model, expected))
     }
 
     /// Reads random tokens in batches; a text begins with the BOS token where the model wants one.

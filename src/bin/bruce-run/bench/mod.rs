@@ -8,7 +8,7 @@ mod stats;
 
 use crate::cli::context::{Switch, switch_parser};
 use crate::cli::model::{Overrides, gpu_layers, kernels_parser, tensor_overrides};
-use crate::cli::values::{cache_type, int_list, int_pair};
+use crate::cli::values::{cache_type, int_list, int_pair, size};
 use crate::print;
 use bruce::exit::{UsageError, with_hint};
 use quants::TensorType;
@@ -24,6 +24,8 @@ Examples:
   bruce-run bench model.gguf -p 128,512 -n 0 -t 1-8*2 -o csv
       two prompt sizes at 1, 2, 4 and 8 threads
   bruce-run bench a.gguf b.gguf -pg 512,128 -r 10 -o json
+  bruce-run bench model.gguf --vram 4G,6G,8G --kernels bruce
+      each budget, with the speed that the plan for it expects
   bruce-run bench model.gguf --kernels bruce,ggml
       both in turns, with what each reaches of the machine's limits";
 
@@ -95,6 +97,14 @@ pub struct Args {
     #[arg(long, alias = "dev", value_name = "NAME[,NAME]", value_delimiter = ',')]
     device: Vec<String>,
 
+    /// Memory of the GPUs that may be used, such as 4G,6G,8G: each is planned for and measured [default: what is free]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = size)]
+    vram: Vec<u64>,
+
+    /// Memory of the host that may be used; each is planned for and measured [default: what is free]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = size)]
+    ram: Vec<u64>,
+
     /// Map the file (1) or copy it into memory (0) [-mmp, default: 1]
     #[arg(long, alias = "mmp", value_name = "0|1", value_delimiter = ',', value_parser = clap::builder::BoolishValueParser::new())]
     mmap: Vec<bool>,
@@ -158,6 +168,8 @@ struct Load {
     n_cpu_moe: u32,
     use_mmap: bool,
     repack: Switch,
+    vram: Option<u64>,
+    ram: Option<u64>,
     kernels: Kernels,
 }
 
@@ -242,7 +254,9 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
                 for repack in or_default(args.repack.clone(), Switch::Auto) {
                     // The kernels come last: those of one test are measured in turns.
                     let kernels = Kernels::default();
-                    loads.push(Load { n_gpu_layers, n_cpu_moe, use_mmap, repack, kernels });
+                    for (vram, ram) in product(&budgets(&args.vram), &budgets(&args.ram)) {
+                        loads.push(Load { n_gpu_layers, n_cpu_moe, use_mmap, repack, vram, ram, kernels });
+                    }
                 }
             }
         }
@@ -281,6 +295,11 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
 
 fn or_default<T>(list: Vec<T>, default: T) -> Vec<T> {
     if list.is_empty() { vec![default] } else { list }
+}
+
+/// Each budget; one test without where none is given.
+fn budgets(list: &[u64]) -> Vec<Option<u64>> {
+    or_default(list.iter().copied().map(Some).collect(), None)
 }
 
 fn product<A: Copy, B: Copy>(a: &[A], b: &[B]) -> Vec<(A, B)> {

@@ -125,6 +125,8 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
     };
     optional(on_gpu, Column("ngl", 3, |t, _| layers(t.load.n_gpu_layers).to_string()));
     optional(any(|t| t.load.n_cpu_moe != 0), Column("n_cpu_moe", 10, |t, _| t.load.n_cpu_moe.to_string()));
+    optional(any(|t| t.load.vram.is_some()), Column("vram", 8, |t, _| budget(t.load.vram)));
+    optional(any(|t| t.load.ram.is_some()), Column("ram", 8, |t, _| budget(t.load.ram)));
     optional(true, Column("threads", 7, |t, _| t.n_threads.to_string()));
     optional(any(|t| t.n_batch != 2048), Column("n_batch", 7, |t, _| t.n_batch.to_string()));
     optional(any(|t| t.n_ubatch != 512), Column("n_ubatch", 8, |t, _| t.n_ubatch.to_string()));
@@ -146,6 +148,11 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
         let rates = o.samples.rates();
         format!("{:.2} ± {:.2}", mean(&rates), deviation(&rates))
     }));
+    if tests.iter().any(|t| t.load.vram.is_some() || t.load.ram.is_some()) {
+        columns.push(Column("expected tg t/s", 15, |_, o| {
+            o.expected.map_or("-".to_owned(), |speed| format!("{speed:.2}"))
+        }));
+    }
     if with_limits {
         columns.push(Column("median t/s", 10, |_, o| format!("{:.2}", median(&o.samples.rates()))));
         columns.push(Column("GOP/s", 8, |t, o| format!("{:.1}", reached(t, o).gop_per_s)));
@@ -272,6 +279,11 @@ fn object(test: &Test, outcome: &Outcome) -> Value {
         FIELDS.iter().map(|(name, _)| ((*name).to_owned(), value(name, test, outcome))).collect();
     object.insert("samples_ns".to_owned(), json!(outcome.samples.nanoseconds()));
     object.insert("samples_ts".to_owned(), json!(outcome.samples.rates()));
+    if let Some(expected) = outcome.expected {
+        object.insert("vram_budget_bytes".to_owned(), json!(test.load.vram));
+        object.insert("ram_budget_bytes".to_owned(), json!(test.load.ram));
+        object.insert("expected_ts".to_owned(), json!(expected));
+    }
     if outcome.read_rate > 0.0 {
         let reached = reached(test, outcome);
         object.insert("bytes_per_token".to_owned(), json!(reached.bytes_per_token));
@@ -311,6 +323,10 @@ fn backends() -> String {
         .collect();
     names.dedup();
     if names.is_empty() { "CPU".to_owned() } else { names.join(",") }
+}
+
+fn budget(bytes: Option<u64>) -> String {
+    bytes.map_or("-".to_owned(), bruce::size::bytes)
 }
 
 fn lower(ty: quants::TensorType) -> String {

@@ -1,6 +1,7 @@
 //! Which model, how it is loaded, and where its weights go.
 
 use super::context::{Switch, switch_parser};
+use crate::plan::BudgetArgs;
 use bruce::exit::{UsageError, with_hint};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
@@ -165,6 +166,9 @@ fn unless_negative(text: &str) -> Result<Option<f32>, String> {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Placement")]
 pub struct PlacementArgs {
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+
     /// Layers on GPUs, counted from the output: a number, auto or all [-ngl]
     #[arg(long, aliases = ["ngl", "gpu-layers"], value_name = "N", value_parser = gpu_layers, env = "LLAMA_ARG_N_GPU_LAYERS")]
     n_gpu_layers: Option<GpuLayers>,
@@ -263,6 +267,7 @@ impl PlacementArgs {
             devices: (!self.device.is_empty()).then(|| self.device.clone()),
             repack: if self.no_repack { Repack::Off } else { repack(self.repack) },
             tensor_split: self.tensor_split.clone(),
+            ..PlacementOptions::default()
         }
     }
 }

@@ -55,6 +55,33 @@ pub fn int_pair(text: &str) -> Result<(u32, u32), String> {
     pair.ok_or_else(|| "expected two numbers, such as 512,128".to_owned())
 }
 
+/// A number of bytes, such as `8G`, `7500M`, `1.5GiB` (binary units) or `8GB` (decimal ones).
+///
+/// # Errors
+/// A message for the user.
+pub fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a size such as 8G or 7500M".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KIB" => 1 << 10,
+        "M" | "MIB" => 1 << 20,
+        "G" | "GIB" => 1 << 30,
+        "T" | "TIB" => 1 << 40,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return Err(wrong()),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor).ok_or_else(wrong);
+    }
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
+    if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
 /// Types that the KV cache can have.
 const CACHE_TYPES: [TensorType; 9] = [
     TensorType::F32,
@@ -146,6 +173,30 @@ fn hex(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("8G"), Ok(8 << 30));
+        assert_eq!(size("7500m"), Ok(7500 << 20));
+        assert_eq!(size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(size("14.6GB"), Ok(14_600_000_000));
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("0"), Ok(0));
+        for text in [
+            "",
+            "G",
+            "-1",
+            "8 G",
+            "1.2.3G",
+            "8X",
+            "18446744073709551615K",
+            "1e30",
+            "inf",
+            "99999999999999999999",
+        ] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn lists_and_ranges() {

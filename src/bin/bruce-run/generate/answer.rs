@@ -2,6 +2,7 @@
 
 use super::logprobs::LogProbs;
 use super::lookup;
+use super::prompt_cache::PromptCache;
 use super::stop::StopWords;
 use super::timings::Timings;
 use runtime::sampler::Sampler;
@@ -20,6 +21,9 @@ pub struct Engine {
     drafted: VecDeque<TokenId>,
     /// Which of the session's rows of logits follows the last token of `history`.
     row: usize,
+    cache: Option<PromptCache>,
+    /// Whether the sampler has yet to hear of the tokens in `history`.
+    unheard: bool,
     limits: Limits,
     timings: Timings,
 }
@@ -93,7 +97,25 @@ impl Engine {
     /// Nothing was said yet.
     pub fn new(session: Session, sampler: Sampler, limits: Limits, timings: Timings) -> Self {
         let (history, drafted) = (Vec::new(), VecDeque::new());
-        Engine { session, sampler, history, drafted, row: 0, limits, timings }
+        Engine { session, sampler, history, drafted, row: 0, cache: None, unheard: false, limits, timings }
+    }
+
+    /// Begins with what a file holds, and keeps there what is computed.
+    ///
+    /// # Errors
+    /// Where the file can't be used.
+    pub fn use_cache(&mut self, mut cache: PromptCache) -> Result<(), anyhow::Error> {
+        self.history = cache.restore(&mut self.session)?;
+        self.unheard = true;
+        self.cache = Some(cache);
+        Ok(())
+    }
+
+    /// Keeps everything that was said, where that is wanted.
+    pub fn keep_all(&mut self) {
+        if let Some(cache) = &mut self.cache {
+            cache.keep_all(&self.session, &self.history);
+        }
     }
 
     /// The session.
@@ -194,13 +216,21 @@ impl Engine {
         let common = common.min(prompt.len() - 1);
         self.forget_from(common);
         let rest = &prompt[common..];
-        rest.iter().for_each(|id| self.sampler.accept(*id));
-        self.compute(rest)
+        let heard = if std::mem::take(&mut self.unheard) { 0 } else { common };
+        prompt[heard..].iter().for_each(|id| self.sampler.accept(*id));
+        let done = self.compute(rest)?;
+        if let Some(cache) = self.cache.as_mut().filter(|_| done) {
+            cache.keep_prompt(&self.session, prompt);
+        }
+        Ok(done)
     }
 
     fn forget_from(&mut self, n: usize) {
         self.session.truncate(n);
         self.history.truncate(n);
+        if let Some(cache) = &mut self.cache {
+            cache.forgotten_from(n);
+        }
         self.drafted.clear();
         self.row = 0;
     }

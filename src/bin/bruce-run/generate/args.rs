@@ -1,9 +1,11 @@
 //! What to say to the model, and how its answer is shown.
 
+use super::prompt_cache::PromptCacheArgs;
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::cli::sampling::SamplingArgs;
 use crate::cli::values::unescape;
+use crate::plan::DryRun;
 use crate::text_file;
 use bruce::exit::UsageError;
 use clap::{ArgAction, ValueEnum};
@@ -29,6 +31,11 @@ pub struct Args {
 
     #[command(flatten)]
     pub placement: PlacementArgs,
+
+    /// Show what would live where and how fast it should run, as text or json, and stop
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true,
+          default_missing_value = "text", help_heading = "Placement")]
+    pub dry_run: Option<DryRun>,
 
     #[command(flatten)]
     pub ignored: IgnoredArgs,
@@ -126,6 +133,9 @@ pub struct PromptArgs {
     /// The default; undoes --no-display-prompt
     #[arg(long, hide = true, overrides_with = "no_display_prompt")]
     display_prompt: bool,
+
+    #[command(flatten)]
+    pub cache: PromptCacheArgs,
 
     /// How the answer is written
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Output::Text)]

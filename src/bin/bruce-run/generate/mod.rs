@@ -7,6 +7,7 @@ mod dialogue;
 mod logprobs;
 mod lookup;
 mod mode;
+mod prompt_cache;
 mod screen;
 mod stop;
 mod timings;
@@ -14,7 +15,7 @@ mod timings;
 pub use args::Args;
 
 use crate::interrupt::Stoppable;
-use crate::{Ended, print};
+use crate::{Ended, plan, print};
 use answer::{Answer, Engine, Limits, Stop};
 use anyhow::Context;
 use args::{Config, Output};
@@ -38,18 +39,24 @@ use timings::Timings;
 /// Where the model can't be loaded or run, or the flags make no sense.
 pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     let path = args.model.path()?;
+    let mut options = args.context.options();
+    if let Some(how) = args.dry_run {
+        plan::show(&path, &args.load, &args.placement, &options, how)?;
+        return Ok(Ended::Done);
+    }
     let config = args.prompt.resolve()?;
     if config.verbose {
         ggml::set_log(|_, text| eprint!("{}", bruce::terminal::neutral_text(text)));
     }
+    let cache = args.prompt.cache.open()?;
     let start = Instant::now();
-    let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
+    let model = plan::load(&path, &args.load, &args.placement, &mut options, config.verbose)?;
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
         eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
     }
     let template = template(&config, &model)?;
     let mode = decide(&config, template.is_some())?;
-    let mut session = Session::new(&model, &args.context.options()).map_err(crate::advise)?;
+    let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let sampler = sampler(args, &model, session.n_ctx())?;
     if !args.context.no_warmup {
         session.warm_up()?;
@@ -59,6 +66,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
+    if let Some(cache) = cache {
+        engine.use_cache(cache)?;
+    }
     let ended = match (mode, template) {
         (Mode::Answer, Some(template)) => answer_question(&config, &mut engine, template)?,
         (Mode::Converse, Some(template)) => {
@@ -67,6 +77,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         }
         _ => continue_text(&config, &mut engine)?,
     };
+    engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
     }

@@ -9,13 +9,12 @@ use crate::chunks::{self, Chunks};
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::perplexity::score::{Score, negative_log_likelihood};
-use crate::print;
+use crate::{plan, print};
 use ::imatrix::{Entry, Imatrix};
 use anyhow::anyhow;
 use bruce::exit::{UsageError, with_hint};
 use collect::{Collector, unreached};
 use gguf::Overwrite;
-use runtime::model::Model;
 use runtime::session::{Logits, Session, SessionOptions};
 use runtime::tokenizer::Special;
 use serde_json::json;
@@ -122,7 +121,8 @@ fn collect(
     score: &mut Score,
 ) -> Result<BTreeMap<String, Entry>, anyhow::Error> {
     let path = args.model.path()?;
-    let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
+    let mut options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
+    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
     let special = if args.parse_special { Special::Parse } else { Special::Literal };
     let mut chunks = Chunks::of_file(file, model.tokenizer(), special, size, -1)?;
     if args.first_chunk >= chunks.n_chunks() {
@@ -131,7 +131,6 @@ fn collect(
         return Err(error.into());
     }
     chunks.keep(args.first_chunk, args.chunks);
-    let options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_chunks = chunks.n_chunks();
     if !args.json {

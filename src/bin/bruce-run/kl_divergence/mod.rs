@@ -10,7 +10,7 @@ mod token;
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::logits_file::LogitsReader;
-use crate::{chunks, parallel, print};
+use crate::{chunks, parallel, plan, print};
 use anyhow::bail;
 use runtime::model::Model;
 use runtime::session::{Session, SessionOptions};
@@ -63,7 +63,9 @@ pub struct Args {
 /// Where model or file can't be read, or don't belong together.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
-    let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
+    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE as u32);
+    let mut options = SessionOptions { n_ctx: size, ..args.context.options() };
+    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
     compare(&model, &path, &args.base, args.chunks, &args.context, args.json)
 }
 

@@ -9,9 +9,8 @@ use crate::chunks::{self, Chunks};
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::logits_file::LogitsWriter;
-use crate::{kl_divergence, print};
+use crate::{kl_divergence, plan, print};
 use bruce::exit::UsageError;
-use runtime::model::Model;
 use runtime::session::{Session, SessionOptions};
 use runtime::tokenizer::Special;
 use score::{Score, negative_log_likelihood};
@@ -71,14 +70,14 @@ pub struct Args {
 /// Where model or text can't be read, or the text is shorter than two chunks.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
-    let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
+    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE) as usize;
+    let mut options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
+    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
     if let Some(base) = args.save_logits.as_deref().filter(|_| args.kl_divergence) {
         return kl_divergence::compare(&model, &path, base, args.chunks, &args.context, args.json);
     }
     let file = args.file.as_deref().ok_or_else(|| UsageError("missing -f FILE, the text".to_owned()))?;
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE) as usize;
     let chunks = Chunks::of_file(file, model.tokenizer(), Special::Literal, size, args.chunks)?;
-    let options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_vocab = model.hparams().n_vocab as usize;
     let save = |path: &PathBuf| LogitsWriter::create(path, size, n_vocab, chunks.tokens());

@@ -8,7 +8,7 @@ mod table;
 
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
-use crate::{print, text_file};
+use crate::{plan, print, text_file};
 use anyhow::anyhow;
 use bruce::exit::{UsageError, with_hint};
 use gguf::{NewFile, Overwrite};
@@ -56,7 +56,7 @@ pub struct Args {
     force: bool,
 
     /// How many chunks to read; -1: all
-    #[arg(long, value_name = "N", default_value_t = -1)]
+    #[arg(long, value_name = "N", default_value_t = -1, value_parser = n_chunks)]
     chunks: i64,
 
     /// Print the report as JSON
@@ -89,7 +89,9 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         |path: &Option<PathBuf>| path.as_ref().map(|path| NewFile::create(path, overwrite)).transpose();
     let (json_file, svg_file) = (create(&args.output)?, create(&args.svg)?);
 
-    let model = Model::load(&path, &args.load.options(&args.placement), &mut ())?;
+    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(DEFAULT_CHUNK) as usize;
+    let mut options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
+    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
     if !model.hparams().is_moe() {
         let error =
             anyhow!("{}: found a model without experts, expected a Mixture of Experts", path.display());
@@ -99,12 +101,10 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     if tokens.is_empty() {
         return Err(anyhow!("{}: found no tokens, expected text", args.file.display()));
     }
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(DEFAULT_CHUNK) as usize;
     let n_chunks = tokens.len().div_ceil(size);
     let n_chunks = usize::try_from(args.chunks).map_or(n_chunks, |wanted| wanted.min(n_chunks));
     eprintln!("{} tokens, {n_chunks} chunks of at most {size}", tokens.len());
 
-    let options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     session.record_routing(true);
     let mut trace = empty_trace(&model);
@@ -126,6 +126,14 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         return print(&format!("{}\n", report.to_json()));
     }
     print(&table::text(&trace, &report))
+}
+
+/// A number of chunks, or a negative one for all of them.
+fn n_chunks(text: &str) -> Result<i64, String> {
+    match text.parse::<i64>() {
+        Ok(n) if n != 0 => Ok(n),
+        _ => Err("expected 1 or more, or -1 for all".to_owned()),
+    }
 }
 
 /// Refuses to write over what is read.

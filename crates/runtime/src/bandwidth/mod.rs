@@ -1,0 +1,11 @@
+//! How fast this machine reads: memory, files, and weights that it multiplies with.
+//!
+//! Each measurement takes a fraction of a second and shares the machine with whatever else runs, as the model will.
+
+mod disk;
+mod memory;
+mod weights;
+
+pub use disk::{FileRate, file_rate};
+pub use memory::Memory;
+pub use weights::{Multiplier, Sample};

@@ -1,0 +1,280 @@
+//! From a budget to options: what of a model lives where, decided before it is loaded, and how fast it should decode.
+//!
+//! The arithmetic is in [`residency::budget`](crate::residency::budget); here its inputs are gathered (sizes from the
+//! file's header, free memory from devices and host, bandwidths from short measurements) and its result is turned into
+//! [`ModelOptions`]. Where everything fits, options are left as they are.
+
+mod rates;
+mod survey;
+
+use crate::model::ModelOptions;
+use crate::residency::budget::{
+    self, Decided, Demand, Grain, Home, Machine, Outlook, Shortage, Store, Usage,
+};
+use crate::residency::{ExpertSlots, GpuLayers, Repack};
+use crate::session::{KV_STEP, SessionOptions};
+use crate::{Error, Kernels, kv_cache, model};
+use gguf::Gguf;
+use model_spec::{HyperParams, TensorId};
+use rates::Rates;
+use survey::Survey;
+
+/// What may be used. What is free, where nothing is said.
+#[derive(Clone, Debug, Default)]
+pub struct Budget {
+    /// Memory of the devices together: weights, KV cache and compute buffers.
+    pub vram_bytes: Option<u64>,
+    /// Memory of the host, the program and the parts of the file that are kept in memory included.
+    pub ram_bytes: Option<u64>,
+    /// For each layer the chance of each expert that a token takes it, 0 to 1; even where there is none.
+    pub chances: Vec<Vec<f64>>,
+}
+
+/// When bandwidths are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Where something does not fit.
+    AsNeeded,
+    /// In any case.
+    Always,
+    /// Never: the plan is without speeds.
+    Never,
+}
+
+/// What lives where, and what to expect.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the model asks for.
+    pub demand: Demand,
+    /// What there is. Rates are those measured, or of no meaning where [`is_measured`](Self::is_measured) is false.
+    pub machine: Machine,
+    /// The devices' names.
+    pub devices: Vec<String>,
+    /// The result.
+    pub outlook: Outlook,
+    /// Whether bandwidths were measured.
+    pub is_measured: bool,
+    /// Whether the file was read past the page cache for that.
+    pub is_file_rate_direct: bool,
+    /// Tokens of context.
+    pub n_ctx: u32,
+    /// Tokens of context that the model was trained for, where fewer are planned because memory is short.
+    pub reduced_from: Option<u32>,
+    /// Bytes that the user's rules for single tensors put on devices; they are not part of the plan.
+    pub pinned_device_bytes: u64,
+    decided: Decided,
+    grain: Grain,
+}
+
+/// Context of a model that does not fit, where the user names none.
+const SHORT_CONTEXT: u32 = 4096;
+
+impl Plan {
+    /// The plan for a file. `model` and `session` say what the user has decided.
+    ///
+    /// # Errors
+    /// [`Error::Shortage`] where the least that is needed is more than may be used, and what a wrong option leads to.
+    pub fn make(
+        gguf: &Gguf,
+        model: &ModelOptions,
+        session: &SessionOptions,
+        budget: &Budget,
+        measure: Measure,
+    ) -> Result<Plan, Error> {
+        ggml::load_backends()?;
+        let hparams = HyperParams::from_gguf(gguf)?;
+        let survey = Survey::new(gguf, model, budget)?;
+        let decided = decided(&hparams, model);
+        let grain = grain(gguf, model);
+        let wanted = if session.n_ctx == 0 { hparams.n_ctx_train } else { session.n_ctx };
+        let try_with =
+            |n_ctx: u32, rates: Rates| -> Result<(Demand, Machine, Result<Outlook, Shortage>), Error> {
+                let demand = demand(&hparams, gguf, model, session, budget, &survey, n_ctx)?;
+                let machine = machine(&survey, rates);
+                let outlook = budget::plan(&demand, &machine, decided, grain);
+                Ok((demand, machine, outlook))
+            };
+        let mut n_ctx = wanted;
+        let (mut demand, mut machine, mut outlook) = try_with(n_ctx, Rates::UNKNOWN)?;
+        while session.n_ctx == 0 && n_ctx > SHORT_CONTEXT && !is_at_best(&demand, &machine, &outlook) {
+            n_ctx = (n_ctx / 2).max(SHORT_CONTEXT);
+            (demand, machine, outlook) = try_with(n_ctx, Rates::UNKNOWN)?;
+        }
+        let needed = match measure {
+            Measure::Always => true,
+            Measure::AsNeeded => !is_at_best(&demand, &machine, &outlook),
+            Measure::Never => false,
+        };
+        let mut is_file_rate_direct = false;
+        if needed {
+            let rates = Rates::measure(gguf, &hparams, model, session, &survey, &demand)?;
+            is_file_rate_direct = rates.is_file_direct;
+            (demand, machine, outlook) = try_with(n_ctx, rates)?;
+        }
+        let outlook = outlook.map_err(|shortage| Error::Shortage {
+            needed: Box::new(shortage.needed),
+            available_bytes: shortage.available_bytes,
+        })?;
+        Ok(Plan {
+            devices: survey.devices.iter().map(|device| device.name()).collect(),
+            demand,
+            machine,
+            outlook,
+            is_measured: needed,
+            is_file_rate_direct,
+            n_ctx,
+            reduced_from: (n_ctx < wanted).then_some(wanted),
+            pinned_device_bytes: survey.pinned_device_bytes,
+            decided,
+            grain,
+        })
+    }
+
+    /// Whether all experts and dense weights are in the fastest memory there is.
+    pub fn fits(&self) -> bool {
+        is_at_best(&self.demand, &self.machine, &Ok(self.outlook.clone()))
+    }
+
+    /// Tokens per second with `extra_bytes` more on the devices and, second, with as much more memory; see
+    /// [`budget::with_more`].
+    pub fn with_more(&self, extra_bytes: u64) -> (Option<f64>, Option<f64>) {
+        budget::with_more(&self.demand, &self.machine, self.decided, self.grain, extra_bytes)
+    }
+
+    /// Whether devices have some of a layer's experts and not the others.
+    pub fn has_slots(&self) -> bool {
+        let layers = self.outlook.experts.chunks(self.demand.n_expert.max(1) as usize);
+        let is_mixed = |layer: &[Home]| {
+            let on_device = layer.iter().filter(|home| **home == Home::Device).count();
+            on_device > 0 && on_device < layer.len()
+        };
+        layers.into_iter().any(is_mixed)
+    }
+
+    /// For each layer the experts on its device.
+    fn device_experts(&self) -> Vec<Vec<u32>> {
+        let layers = self.outlook.experts.chunks(self.demand.n_expert.max(1) as usize);
+        let of_layer = |layer: &[Home]| {
+            (0..).zip(layer).filter(|(_, home)| **home == Home::Device).map(|(expert, _)| expert).collect()
+        };
+        layers.map(of_layer).collect()
+    }
+
+    /// Makes the options do what is planned.
+    pub fn apply(&self, model: &mut ModelOptions, session: &mut SessionOptions) {
+        let placement = &mut model.placement;
+        if self.machine.device.is_some() {
+            placement.n_gpu_layers = GpuLayers::Count(self.outlook.n_gpu_layers);
+            if self.has_slots() {
+                placement.expert_slots = Some(ExpertSlots::Experts(self.device_experts()));
+            } else if !placement.cpu_moe && self.demand.n_expert > 0 {
+                placement.n_cpu_moe = self.outlook.n_host_expert_layers(&self.demand);
+            }
+        }
+        // A device without weights would still be given large batches, and need memory for them.
+        if self.outlook.device.total_bytes() == 0 && self.pinned_device_bytes == 0 {
+            placement.devices = Some(Vec::new());
+        }
+        // A second copy of the weights in another layout is not in the plan.
+        let spare = self.machine.memory.size_bytes.saturating_sub(self.outlook.memory.total_bytes());
+        let copied = self.outlook.memory.dense_bytes.saturating_add(self.outlook.memory.expert_bytes);
+        if placement.repack == Repack::Auto && copied > spare {
+            placement.repack = Repack::Off;
+        }
+        if self.reduced_from.is_some() {
+            session.n_ctx = self.n_ctx;
+        }
+    }
+}
+
+/// Whether nothing would be faster with more memory.
+fn is_at_best(demand: &Demand, machine: &Machine, outlook: &Result<Outlook, Shortage>) -> bool {
+    outlook.as_ref().is_ok_and(|outlook| match machine.device {
+        Some(_) => {
+            outlook.n_gpu_layers as usize == demand.dense_bytes.len()
+                && outlook.count(Home::Device) == outlook.experts.len()
+        }
+        None => outlook.all_in_memory(),
+    })
+}
+
+fn decided(hparams: &HyperParams, model: &ModelOptions) -> Decided {
+    let placement = &model.placement;
+    Decided {
+        n_gpu_layers: match placement.n_gpu_layers {
+            GpuLayers::Auto => None,
+            GpuLayers::Count(n) => Some(n),
+            GpuLayers::All => Some(hparams.n_layer + 1),
+        },
+        n_host_expert_layers: match placement.n_cpu_moe {
+            _ if placement.cpu_moe => Some(hparams.n_layer),
+            0 => None,
+            n => Some(n.min(hparams.n_layer)),
+        },
+    }
+}
+
+/// What is placed as one: experts, unless the user places some by layer or name.
+fn grain(gguf: &Gguf, model: &ModelOptions) -> Grain {
+    let placement = &model.placement;
+    let is_expert = |name: &str| {
+        TensorId::parse(name).is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
+    };
+    let is_pinned = |name: &str| placement.overrides.iter().any(|(regex, _)| regex.is_match(name));
+    let by_name = gguf.tensors().iter().any(|t| is_expert(&t.name) && is_pinned(&t.name));
+    let by_layer = placement.cpu_moe || placement.n_cpu_moe > 0;
+    if by_name || by_layer { Grain::Layer } else { Grain::Expert }
+}
+
+fn demand(
+    hparams: &HyperParams,
+    gguf: &Gguf,
+    model: &ModelOptions,
+    session: &SessionOptions,
+    budget: &Budget,
+    survey: &Survey,
+    n_ctx: u32,
+) -> Result<Demand, Error> {
+    let n_used = model::experts_used(hparams, model.n_expert_used)?;
+    let chance = |layer: u32, expert: u32| {
+        budget.chances.get(layer as usize).and_then(|chances| chances.get(expert as usize).copied())
+    };
+    let n_cells = (n_ctx as usize).next_multiple_of(KV_STEP);
+    let is_fused = survey.kernels == Kernels::Bruce && survey.devices.is_empty();
+    // Without flash attention every head's scores are there at once.
+    let scores = if session.flash_attention {
+        0
+    } else {
+        4 * u64::from(hparams.n_head) * n_cells as u64 * u64::from(session.n_ubatch)
+    };
+    Ok(Demand {
+        cache_bytes: kv_cache::layer_bytes(hparams, n_cells, session)?,
+        compute_bytes: budget::compute_bytes(hparams, n_used, session.n_ubatch, n_cells as u32, is_fused)
+            + scores,
+        program_bytes: survey::program_bytes(hparams).saturating_add(survey.pinned_host_bytes),
+        ..Demand::new(hparams, &survey.tensors(gguf), n_used, chance)
+    })
+}
+
+fn machine(survey: &Survey, rates: Rates) -> Machine {
+    let store = |size_bytes, bytes_per_second| Store { size_bytes, bytes_per_second };
+    Machine {
+        device: (!survey.devices.is_empty()).then(|| store(survey.device_bytes, rates.device)),
+        memory: store(survey.memory_bytes, rates.memory),
+        file_bytes_per_second: rates.file,
+        seconds_per_token: rates.seconds_per_token,
+    }
+}
+
+/// What the least of a plan needs, in words: for errors.
+pub fn in_words(usage: &Usage) -> Vec<(&'static str, u64)> {
+    let parts = [
+        ("weights that every token reads", usage.dense_bytes),
+        ("experts", usage.expert_bytes),
+        ("experts being read", usage.staging_bytes),
+        ("KV cache", usage.cache_bytes),
+        ("compute buffers", usage.compute_bytes),
+        ("embeddings and program", usage.other_bytes),
+    ];
+    parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect()
+}

@@ -1,0 +1,169 @@
+//! The bandwidths that a plan's speeds are computed from, measured on the file and the machine at hand.
+
+use super::survey::Survey;
+use crate::bandwidth::{FileRate, Multiplier, Sample, file_rate};
+use crate::model::ModelOptions;
+use crate::residency::budget::Demand;
+use crate::residency::repacked_types;
+use crate::session::SessionOptions;
+use crate::{Error, Kernels};
+use ggml::{BufferType, Device, DeviceKind};
+use gguf::{Gguf, TensorInfo};
+use model_spec::{HyperParams, TensorId, TensorRole};
+use quants::TensorType;
+
+/// Types with a smaller part of a token's weights are not measured.
+const MIN_PART: f64 = 0.08;
+/// Rows of the file that a measurement takes.
+const SAMPLE_BYTES: u64 = 16 << 20;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    /// Bytes of weights that devices multiply with in a second.
+    pub device: f64,
+    /// The CPU.
+    pub memory: f64,
+    /// Bytes of the file read in a second.
+    pub file: f64,
+    pub is_file_direct: bool,
+    pub seconds_per_token: f64,
+}
+
+impl Rates {
+    /// For plans without speeds; what is placed where does not depend on them.
+    pub const UNKNOWN: Rates =
+        Rates { device: 1.0, memory: 1.0, file: 1.0, is_file_direct: false, seconds_per_token: 0.0 };
+
+    /// Measures.
+    ///
+    /// # Errors
+    /// Where the file can't be read, or a device fails.
+    pub fn measure(
+        gguf: &Gguf,
+        hparams: &HyperParams,
+        model: &ModelOptions,
+        session: &SessionOptions,
+        survey: &Survey,
+        demand: &Demand,
+    ) -> Result<Rates, Error> {
+        let kinds = kinds(gguf, demand);
+        let token_bytes = demand.bytes_per_token() as u64;
+        let cpu =
+            Device::find(DeviceKind::Cpu).ok_or(ggml::Error::NoCpuBackend { searched: String::new() })?;
+        let layouts = match survey.kernels {
+            Kernels::Ggml => repacked_types(model.placement.repack, gguf.tensors()),
+            Kernels::Bruce => Vec::new(),
+        };
+        let on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
+            let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
+            let multiplier =
+                Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)?;
+            let mut parts = Vec::new();
+            for kind in &kinds {
+                if let Some(rate) = multiplier.rate(kind.sample(gguf), layouts)? {
+                    parts.push((kind.part, rate));
+                }
+            }
+            Ok(together(&parts))
+        };
+        // The model is not loaded yet, so that its memory is free for this.
+        let memory = on(cpu, survey.memory_bytes / 4)?;
+        let device = match survey.devices.first() {
+            Some(device) => on(*device, (device.memory().0 / 4) as u64)?,
+            None => memory,
+        };
+        let path = &gguf.parts()[largest_part(gguf)];
+        let FileRate { bytes_per_second, is_direct } =
+            file_rate(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        Ok(Rates {
+            device,
+            memory,
+            file: bytes_per_second,
+            is_file_direct: is_direct,
+            seconds_per_token: overhead(hparams),
+        })
+    }
+}
+
+/// What a token takes besides weights, as measured: norms, rotary embedding, attention over a short context, and waiting
+/// of threads for each other, in each layer; sampling at the end.
+fn overhead(hparams: &HyperParams) -> f64 {
+    30e-6 * f64::from(hparams.n_layer) + 2e-9 * f64::from(hparams.n_vocab)
+}
+
+/// Weights of one type.
+struct Kind<'a> {
+    ty: TensorType,
+    /// Their part of what a token reads.
+    part: f64,
+    /// The largest tensor of that type.
+    largest: &'a TensorInfo,
+}
+
+impl Kind<'_> {
+    fn sample<'a>(&self, gguf: &'a Gguf) -> Sample<'a> {
+        let n_cols = self.largest.ne[0];
+        let row_bytes = self.ty.row_bytes(n_cols).unwrap_or(1).max(1);
+        let bytes = gguf.data(self.largest);
+        let n_bytes = (SAMPLE_BYTES / row_bytes).max(1) * row_bytes;
+        Sample { ty: self.ty, n_cols, bytes: &bytes[..bytes.len().min(n_bytes as usize)] }
+    }
+}
+
+/// The types that most of a token's weights have.
+fn kinds<'a>(gguf: &'a Gguf, demand: &Demand) -> Vec<Kind<'a>> {
+    let mut kinds: Vec<Kind<'a>> = Vec::new();
+    let mut total = 0.0;
+    for tensor in gguf.tensors() {
+        let Some(id) = TensorId::parse(&tensor.name) else { continue };
+        let by_expert = id.expert.is_some() || id.role.unstacked().is_some();
+        let is_table = id.role == TensorRole::TokenEmbd && !demand.is_tied;
+        if is_table || tensor.ne.iter().filter(|n| **n > 1).count() < 2 {
+            continue;
+        }
+        let share =
+            if by_expert { f64::from(demand.n_used) / f64::from(demand.n_expert.max(1)) } else { 1.0 };
+        let bytes = tensor.size as f64 * share;
+        total += bytes;
+        match kinds.iter_mut().find(|kind| kind.ty == tensor.ty) {
+            Some(kind) => {
+                kind.part += bytes;
+                if tensor.size > kind.largest.size {
+                    kind.largest = tensor;
+                }
+            }
+            None => kinds.push(Kind { ty: tensor.ty, part: bytes, largest: tensor }),
+        }
+    }
+    kinds.iter_mut().for_each(|kind| kind.part /= total);
+    kinds.retain(|kind| kind.part >= MIN_PART);
+    kinds
+}
+
+/// What decoding reaches of the best pass over one matrix, as measured: threads wait for each other between matrices, and
+/// caches hold other things meanwhile.
+const EFFICIENCY: f64 = 0.85;
+
+/// The rate of all in a token, from parts and their rates.
+fn together(parts: &[(f64, f64)]) -> f64 {
+    let whole: f64 = parts.iter().map(|(part, _)| part).sum();
+    let time: f64 = parts.iter().map(|(part, rate)| part / rate).sum();
+    if time > 0.0 { EFFICIENCY * whole / time } else { 1.0 }
+}
+
+/// The part of a split file that has most.
+fn largest_part(gguf: &Gguf) -> usize {
+    (0..gguf.parts().len()).max_by_key(|part| gguf.mapping(*part).len()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slower_type_counts_by_its_time() {
+        assert_eq!(together(&[(0.5, 10.0)]), 10.0 * EFFICIENCY);
+        assert!((together(&[(0.5, 10.0), (0.5, 30.0)]) - 15.0 * EFFICIENCY).abs() < 1e-9);
+        assert_eq!(together(&[]), 1.0);
+    }
+}

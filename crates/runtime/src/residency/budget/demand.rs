@@ -1,0 +1,129 @@
+//! What a model asks for.
+
+use gguf::TensorInfo;
+use model_spec::{HyperParams, TensorId, TensorRole};
+
+/// One expert of one layer: all of its projections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertItem {
+    /// Index of the layer.
+    pub layer: u32,
+    /// Index of the expert.
+    pub expert: u32,
+    /// Its weights.
+    pub size_bytes: u64,
+    /// Chance that a token takes it, 0 to 1.
+    pub chance: f64,
+}
+
+/// What a model asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Demand {
+    /// Weights that every token reads: those of each layer, and last the output's.
+    pub dense_bytes: Vec<u64>,
+    /// KV cache of each layer; it lies where the layer's dense weights do.
+    pub cache_bytes: u64,
+    /// Compute buffers, where a whole micro-batch is computed.
+    pub compute_bytes: u64,
+    /// The largest tensor. Devices take over products of large batches with weights of the host, and need room for a copy.
+    pub largest_bytes: u64,
+    /// Embeddings, of which a token reads one row. They stay on the host.
+    pub table_bytes: u64,
+    /// Whether the output matrix is that table, in a copy where it is on a device.
+    pub is_tied: bool,
+    /// What the program takes of the host's memory besides: vocabulary, graphs, code.
+    pub program_bytes: u64,
+    /// In the order of layers and experts.
+    pub experts: Vec<ExpertItem>,
+    /// Experts of a layer.
+    pub n_expert: u32,
+    /// Experts that a token takes in each layer.
+    pub n_used: u32,
+}
+
+impl Demand {
+    /// The weights of a file's tensors; what is needed besides is left at 0. `chance` tells how likely a token takes an
+    /// expert of a layer, as a trace has it; where it doesn't, all experts of the layer are equally likely.
+    pub fn new(
+        hparams: &HyperParams,
+        tensors: &[TensorInfo],
+        n_used: u32,
+        chance: impl Fn(u32, u32) -> Option<f64>,
+    ) -> Demand {
+        let n_expert = hparams.n_expert;
+        let even = if n_expert == 0 { 0.0 } else { f64::from(n_used) / f64::from(n_expert) };
+        let experts = (0..hparams.n_layer).flat_map(|layer| (0..n_expert).map(move |expert| (layer, expert)));
+        let experts = experts.map(|(layer, expert)| ExpertItem {
+            layer,
+            expert,
+            size_bytes: 0,
+            chance: chance(layer, expert).unwrap_or(even).clamp(0.0, 1.0),
+        });
+        let output = hparams.n_layer as usize;
+        let mut demand = Demand {
+            dense_bytes: vec![0; output + 1],
+            is_tied: !tensors.iter().any(|t| t.name == TensorId::global(TensorRole::Output).name()),
+            n_expert,
+            n_used,
+            experts: experts.collect(),
+            ..Demand::default()
+        };
+        for tensor in tensors {
+            demand.largest_bytes = demand.largest_bytes.max(tensor.size);
+            let Some(id) = TensorId::parse(&tensor.name) else { continue };
+            let layer = id.layer.filter(|layer| *layer < hparams.n_layer);
+            let first = layer.map(|layer| layer * n_expert);
+            match (first, id.expert) {
+                (Some(first), Some(expert)) if expert < n_expert => {
+                    demand.experts[(first + expert) as usize].size_bytes += tensor.size;
+                }
+                (Some(first), None) if id.role.unstacked().is_some() && n_expert > 0 => {
+                    for item in &mut demand.experts[first as usize..(first + n_expert) as usize] {
+                        item.size_bytes += tensor.size / u64::from(n_expert);
+                    }
+                }
+                _ if id.role == TensorRole::TokenEmbd => demand.table_bytes += tensor.size,
+                _ => demand.dense_bytes[layer.map_or(output, |layer| layer as usize)] += tensor.size,
+            }
+        }
+        if demand.is_tied {
+            demand.dense_bytes[output] += demand.table_bytes;
+        }
+        demand
+    }
+
+    /// Number of layers.
+    pub fn n_layer(&self) -> u32 {
+        self.dense_bytes.len().saturating_sub(1) as u32
+    }
+
+    /// All experts together.
+    pub fn expert_bytes(&self) -> u64 {
+        self.experts.iter().map(|item| item.size_bytes).sum()
+    }
+
+    /// Weights that a token reads, on average.
+    pub fn bytes_per_token(&self) -> f64 {
+        let experts: f64 = self.experts.iter().map(|item| item.chance * item.size_bytes as f64).sum();
+        self.dense_bytes.iter().sum::<u64>() as f64 + experts
+    }
+
+    /// Slots that experts are read into when they live in the file: those of one layer, twice, so that one can be read
+    /// while the other computes.
+    pub fn staging_bytes(&self) -> u64 {
+        let largest = self.experts.iter().map(|item| item.size_bytes).max().unwrap_or(0);
+        2 * u64::from(self.n_used) * largest
+    }
+}
+
+/// Bytes of compute buffers, about: the larger intermediate results of a micro-batch, and the mask. Measured figures are
+/// up to a quarter below. `is_fused` tells whether our kernels compute the feed-forward network as one.
+pub fn compute_bytes(hparams: &HyperParams, n_used: u32, n_ubatch: u32, n_ctx: u32, is_fused: bool) -> u64 {
+    let (n_embd, n_ff) = (u64::from(hparams.n_embd), u64::from(hparams.n_ff));
+    let n_used = u64::from(n_used.max(1));
+    // Fused: hidden rows in F32 and quantized. Otherwise gate and up, then every expert's own result.
+    let hidden = if is_fused { n_used * n_ff * 21 / 4 } else { n_used * (2 * n_ff + n_embd) * 5 };
+    let of_token = hidden + 4 * n_embd * 4 + 2 * u64::from(n_ctx);
+    let logits = u64::from(hparams.n_vocab) * 4;
+    u64::from(n_ubatch.min(n_ctx.max(1))) * of_token + logits
+}

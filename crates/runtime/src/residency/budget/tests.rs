@@ -1,0 +1,168 @@
+use super::*;
+
+const GB: f64 = 1e9;
+
+/// A 4x7B model, top 2, at Q4_K_M: 32 layers of 4 experts.
+fn four_times_seven(working: f64) -> Demand {
+    let item = |index: u32| ExpertItem {
+        layer: index / 4,
+        expert: index % 4,
+        size_bytes: (13.65 * GB / 128.0) as u64,
+        chance: 0.5,
+    };
+    let mut dense_bytes = vec![(0.77 * GB / 32.0) as u64; 32];
+    dense_bytes.push((0.11 * GB) as u64);
+    Demand {
+        dense_bytes,
+        table_bytes: (0.07 * GB) as u64,
+        compute_bytes: (working * GB) as u64,
+        experts: (0..128).map(item).collect(),
+        n_expert: 4,
+        n_used: 2,
+        ..Demand::default()
+    }
+}
+
+fn store(gigabytes: f64, gigabytes_per_second: f64) -> Store {
+    Store { size_bytes: (gigabytes * GB) as u64, bytes_per_second: gigabytes_per_second * GB }
+}
+
+fn machine(device: Option<Store>, memory: Store) -> Machine {
+    Machine { device, memory, file_bytes_per_second: 3.0 * GB, seconds_per_token: 0.0 }
+}
+
+fn planned(demand: &Demand, machine: &Machine, grain: Grain) -> Outlook {
+    let outlook = plan(demand, machine, Decided::default(), grain).expect("it fits");
+    assert!(outlook.device.total_bytes() <= machine.device.map_or(0, |device| device.size_bytes));
+    assert!(outlook.memory.total_bytes() <= machine.memory.size_bytes);
+    outlook
+}
+
+#[test]
+fn speed_is_what_the_bandwidths_allow() {
+    // (0.88 + 6.83 h) / device + 6.83 (1 - h) / memory, with h of the experts on the device.
+    for (device, memory, expected) in [(store(12.0, 360.0), 40.0, 14.3), (store(8.0, 272.0), 65.0, 13.0)] {
+        let machine = machine(Some(device), store(32.0, memory));
+        let outlook = planned(&four_times_seven(1.8), &machine, Grain::Expert);
+        let h = outlook.count(Home::Device) as f64 / 128.0;
+        let rate = device.bytes_per_second / GB;
+        let by_hand = 1.0 / ((0.88 + 6.825 * h) / rate + 6.825 * (1.0 - h) / memory);
+        assert!((outlook.tokens_per_second() / by_hand - 1.0).abs() < 1e-3, "{outlook:?}");
+        assert!((outlook.tokens_per_second() / expected - 1.0).abs() < 0.05, "{outlook:?}");
+        assert!(outlook.all_in_memory());
+    }
+}
+
+#[test]
+fn budgets_are_kept_and_more_is_never_slower() {
+    let demand = four_times_seven(0.5);
+    for grain in [Grain::Layer, Grain::Expert] {
+        let mut before = 0.0;
+        for tenths in 20..200u32 {
+            let size = f64::from(tenths) / 10.0;
+            let machine = machine(Some(store(size / 2.0, 300.0)), store(size, 40.0));
+            let speed = planned(&demand, &machine, grain).tokens_per_second();
+            assert!(speed >= before, "{grain:?}, {size} GB: {speed} after {before}");
+            before = speed;
+        }
+        let machine = machine(Some(store(6.0, 300.0)), store(6.0, 40.0));
+        let now = planned(&demand, &machine, grain).tokens_per_second();
+        let (device, memory) = with_more(&demand, &machine, Decided::default(), grain, 1_000_000_000);
+        assert!(device > Some(now) && memory > Some(now), "{now}: {device:?} {memory:?}");
+    }
+}
+
+#[test]
+fn the_experts_taken_most_often_come_first() {
+    let mut demand = four_times_seven(0.0);
+    demand.experts.iter_mut().for_each(|item| item.chance = if item.expert == 3 { 0.9 } else { 0.3 });
+    let kept = |outlook: &Outlook, home: Home, expert: u32| {
+        let items = demand.experts.iter().zip(&outlook.experts);
+        items.filter(|(item, at)| item.expert == expert && **at == home).count()
+    };
+    let in_memory = planned(&demand, &machine(None, store(6.0, 40.0)), Grain::Layer);
+    assert_eq!(kept(&in_memory, Home::Memory, 3), 32);
+    assert!(kept(&in_memory, Home::Memory, 0) < 32 && in_memory.count(Home::Device) == 0);
+    assert_eq!(in_memory.n_gpu_layers, 0);
+    let on_device = planned(&demand, &machine(Some(store(5.0, 300.0)), store(20.0, 40.0)), Grain::Expert);
+    assert_eq!(kept(&on_device, Home::Device, 3), 32);
+    assert_eq!(on_device.n_gpu_layers, 33);
+}
+
+#[test]
+fn by_layer_the_last_layers_experts_are_on_the_device() {
+    let demand = four_times_seven(0.0);
+    let outlook = planned(&demand, &machine(Some(store(5.0, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    // 4.12 GB are left for layers of 427 MB.
+    assert_eq!((outlook.n_gpu_layers, outlook.count(Home::Device)), (33, 9 * 4));
+    assert_eq!(outlook.n_host_expert_layers(&demand), 23);
+    // Less than the dense weights: as many layers of those as fit, and no experts.
+    let small = planned(&demand, &machine(Some(store(0.5, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    assert_eq!((small.n_gpu_layers, small.count(Home::Device)), (1 + 16, 0));
+    assert_eq!(small.n_host_expert_layers(&demand), 32);
+    let none = planned(&demand, &machine(Some(store(0.1, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    assert_eq!((none.n_gpu_layers, none.device), (0, Usage::default()));
+    // Weights of the host are copied to the device for large batches, those that are there are not.
+    let mut copied = four_times_seven(0.0);
+    copied.largest_bytes = 500_000_000;
+    let outlook = planned(&copied, &machine(Some(store(5.0, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    assert_eq!((outlook.count(Home::Device), outlook.device.compute_bytes), (8 * 4, 500_000_000));
+    let all = planned(&copied, &machine(Some(store(14.6, 300.0)), store(20.0, 40.0)), Grain::Layer);
+    assert_eq!((all.count(Home::Device), all.device.compute_bytes), (128, 0));
+}
+
+#[test]
+fn by_expert_every_layer_has_its_share_and_the_host_a_copy() {
+    let demand = four_times_seven(0.0);
+    let device = Some(store(5.0, 300.0));
+    let outlook = planned(&demand, &machine(device, store(20.0, 40.0)), Grain::Expert);
+    let counts: Vec<usize> =
+        outlook.experts.chunks(4).map(|l| l.iter().filter(|h| **h == Home::Device).count()).collect();
+    assert_eq!(counts.iter().sum::<usize>(), 38);
+    assert!(counts.iter().all(|n| *n == 1 || *n == 2), "{counts:?}");
+    assert_eq!(outlook.memory.expert_bytes, demand.expert_bytes());
+    // Without memory for copies whole layers are on the device.
+    let small = planned(&demand, &machine(device, store(11.0, 40.0)), Grain::Expert);
+    assert_eq!((small.count(Home::Device), small.n_host_expert_layers(&demand)), (36, 23));
+    assert!(small.all_in_memory());
+}
+
+#[test]
+fn what_the_user_decides_is_kept() {
+    let demand = four_times_seven(0.0);
+    let machine = machine(Some(store(5.0, 300.0)), store(20.0, 40.0));
+    let with = |n_gpu_layers, n_host_expert_layers| {
+        let decided = Decided { n_gpu_layers, n_host_expert_layers };
+        let outlook = plan(&demand, &machine, decided, Grain::Layer).expect("it fits the host");
+        (outlook.n_gpu_layers, outlook.count(Home::Device) / 4, outlook.device.total_bytes() <= 5_000_000_000)
+    };
+    assert_eq!(with(Some(5), None), (5, 4, true));
+    assert_eq!(with(None, Some(30)), (33, 2, true));
+    assert_eq!(with(Some(99), None), (33, 9, true));
+    // Both: more than fits, if the user wants it so.
+    assert_eq!(with(Some(33), Some(0)), (33, 32, false));
+}
+
+#[test]
+fn a_tied_output_lies_on_the_host_once() {
+    let mut demand = four_times_seven(0.0);
+    demand.is_tied = true;
+    demand.dense_bytes[32] = demand.table_bytes;
+    let outlook = planned(&demand, &machine(None, store(20.0, 40.0)), Grain::Layer);
+    let all = demand.dense_bytes[..32].iter().sum::<u64>() + demand.table_bytes + demand.expert_bytes();
+    assert_eq!(outlook.memory.total_bytes(), all);
+}
+
+#[test]
+fn what_can_not_fit_says_how_much_it_needs() {
+    let demand = four_times_seven(0.5);
+    let least = |size| plan(&demand, &machine(None, store(size, 40.0)), Decided::default(), Grain::Layer);
+    let error = least(1.0).expect_err("dense weights and buffers");
+    assert!(error.needed.total_bytes() > 1_800_000_000 && error.available_bytes == 1_000_000_000, "{error}");
+    assert!(error.to_string().contains("bytes of memory are needed"), "{error}");
+    let exactly = least(15.1).expect("all of it");
+    assert_eq!(exactly.count(Home::Memory), 128);
+    assert_eq!(exactly.pool_bytes(), demand.expert_bytes());
+    let streamed = least(8.0).expect("a part of it");
+    assert!(streamed.pool_bytes() < demand.expert_bytes() && streamed.time.file > 0.5, "{streamed:?}");
+}

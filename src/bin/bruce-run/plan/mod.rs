@@ -1,0 +1,155 @@
+//! What lives where: decided from budgets before a model is loaded, shown, and followed.
+
+mod chances;
+mod report;
+
+use crate::cli::model::{LoadArgs, PlacementArgs};
+use crate::print;
+use anyhow::Context;
+use bruce::exit::with_hint;
+use clap::ValueEnum;
+use gguf::Gguf;
+use model_spec::HyperParams;
+use runtime::model::{Model, ModelOptions};
+use runtime::plan::{Budget, Measure, Plan};
+use runtime::session::SessionOptions;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What may be used.
+#[derive(Debug, Default, clap::Args)]
+pub struct BudgetArgs {
+    /// Memory of the GPUs that may be used, such as 8G or 7500M; 0: no GPU [default: what is free]
+    ///
+    /// What -ngl, -ncmoe and -ot decide stays; the rest is planned within the budget
+    #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
+    pub vram: Option<u64>,
+
+    /// Memory of the host that may be used, such as 12G [default: what is free, control groups considered]
+    #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
+    pub ram: Option<u64>,
+
+    /// How often experts are taken, from `bruce-run trace -o FILE`; without it all count the same
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+/// How the plan is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// As text
+    Text,
+    /// As one JSON object
+    Json,
+}
+
+/// Prints the plan for a file, with bandwidths measured.
+///
+/// # Errors
+/// Where the file can't be read, the budget is too small for it, or stdout can't be written.
+pub fn show(
+    path: &Path,
+    load: &LoadArgs,
+    placement: &PlacementArgs,
+    session: &SessionOptions,
+    how: DryRun,
+) -> Result<(), anyhow::Error> {
+    let gguf = open(path)?;
+    let budget = budget(&gguf, &placement.budget)?;
+    let plan = Plan::make(&gguf, &load.options(placement), session, &budget, Measure::Always);
+    let plan = plan.map_err(crate::advise)?;
+    warn(&plan, &placement.budget);
+    match how {
+        DryRun::Text => print(&report::text(&plan, path)),
+        DryRun::Json => print(&format!("{}\n", report::json(&plan))),
+    }
+}
+
+/// Loads a model as planned, and makes the context what is planned.
+///
+/// # Errors
+/// As [`Model::load`]; where a budget is given that the model can't be run in.
+pub fn load(
+    path: &Path,
+    load: &LoadArgs,
+    placement: &PlacementArgs,
+    session: &mut SessionOptions,
+    verbose: bool,
+) -> Result<Arc<Model>, anyhow::Error> {
+    let mut options = load.options(placement);
+    let measure = if verbose { Measure::AsNeeded } else { Measure::Never };
+    let plan = follow(path, &mut options, &placement.budget, session, measure)?;
+    if let Some(plan) = plan.filter(|plan| plan.is_measured) {
+        eprint!("{}", report::text(&plan, path));
+    }
+    Model::load(path, &options, &mut ()).map_err(crate::advise)
+}
+
+/// Plans, and changes the options accordingly; the plan, where there is one that can be followed.
+///
+/// # Errors
+/// Where the file can't be read, or a budget is given that the model can't be run in.
+pub fn follow(
+    path: &Path,
+    options: &mut ModelOptions,
+    args: &BudgetArgs,
+    session: &mut SessionOptions,
+    measure: Measure,
+) -> Result<Option<Plan>, anyhow::Error> {
+    let gguf = open(path)?;
+    let budget = budget(&gguf, args)?;
+    match Plan::make(&gguf, options, session, &budget, measure) {
+        Ok(plan) => {
+            warn(&plan, args);
+            plan.apply(options, session);
+            Ok(Some(plan))
+        }
+        // Nobody asked for a budget: the system may still make room, by reading the file again and again.
+        Err(runtime::Error::Shortage { needed, available_bytes }) if args.ram.is_none() => {
+            let (needed, free) =
+                (bruce::size::bytes(needed.total_bytes()), bruce::size::bytes(available_bytes));
+            eprintln!("warning: the model needs {needed} of memory at least, and {free} are free");
+            Ok(None)
+        }
+        Err(error) => Err(crate::advise(error)),
+    }
+}
+
+/// ggml's backends must be there when devices are looked for; a file that is none must be said before that.
+fn open(path: &Path) -> Result<Gguf, anyhow::Error> {
+    Ok(Gguf::open(path).map_err(runtime::Error::from)?)
+}
+
+fn budget(gguf: &Gguf, args: &BudgetArgs) -> Result<Budget, anyhow::Error> {
+    let mut budget = Budget { vram_bytes: args.vram, ram_bytes: args.ram, chances: Vec::new() };
+    if let Some(path) = &args.trace {
+        let hparams = HyperParams::from_gguf(gguf).map_err(runtime::Error::from)?;
+        budget.chances = chances::of_file(path, hparams.n_layer, hparams.n_expert)
+            .with_context(|| path.display().to_string())
+            .map_err(|error| with_hint(error, "bruce-run trace MODEL -f TEXT -o FILE writes such a file"))?;
+    }
+    Ok(budget)
+}
+
+/// What the user should know about it before anything is loaded.
+fn warn(plan: &Plan, args: &BudgetArgs) {
+    use bruce::size::bytes;
+    if let Some(wanted) = plan.reduced_from {
+        eprintln!(
+            "note: a context of {} tokens instead of {wanted}, as memory is short; -c sets another",
+            plan.n_ctx
+        );
+    }
+    if let Some(device) = plan.machine.device {
+        let used = plan.outlook.device.total_bytes();
+        if used > device.size_bytes {
+            eprintln!(
+                "warning: the layers asked for take {} of the devices' memory, and {} may be used",
+                bytes(used),
+                bytes(device.size_bytes)
+            );
+        }
+    } else if args.vram.is_some_and(|vram| vram > 0) {
+        eprintln!("warning: --vram: there is no GPU");
+    }
+}
