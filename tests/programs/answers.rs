@@ -113,3 +113,19 @@ fn look_up_changes_no_token() {
         assert_eq!(ids(&plain), ids(&drafted));
     }
 }
+
+/// As above, where the context is so long that ggml's attention would depend on the batch.
+#[test]
+fn look_up_changes_no_token_in_a_long_context() {
+    let Some(model) = quantized("tinymoe", "Q4_K_M") else { return };
+    let text = std::fs::read_to_string(root().join("models/tiny-moe/heldout.txt")).expect("a text");
+    let prompt: String = text.chars().take(2600).collect();
+    for cache in ["f16", "q8_0"] {
+        let flags = ["-c", "2048", "-t", "2", "--ignore-eos", "-ctk", cache, "-ctv", cache];
+        let plain = ask_with("bruce", &model, &prompt, 48, N_TOP, &flags);
+        let drafted = ask_with("bruce", &model, &prompt, 48, N_TOP, &[&flags[..], &["--lookup"]].concat());
+        assert!(plain.prompt.len() > 512, "only {} tokens", plain.prompt.len());
+        let ids = |answer: &Answer| answer.steps.iter().map(|step| step.id).collect::<Vec<_>>();
+        assert_eq!(ids(&plain), ids(&drafted), "{cache}");
+    }
+}

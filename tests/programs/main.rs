@@ -7,7 +7,9 @@
 mod answer;
 mod answers;
 mod budget;
+mod card;
 mod commands;
+mod expert_slots;
 mod faults_model;
 mod faults_output;
 mod faults_system;

@@ -19,6 +19,7 @@ use quants::TensorType;
 
 use crate::importance::Importance;
 use crate::input::{Input, Origin};
+use crate::provenance::Provenance;
 use crate::recipe::{self, Recipe, RuleError, Rules, Untyped};
 use crate::{Error, block};
 
@@ -88,6 +89,8 @@ pub struct Options {
     pub allow_requantize: bool,
     /// Into which parts an output is divided.
     pub split: Split,
+    /// Where the outputs come from, to be recorded in them.
+    pub provenance: Option<Provenance>,
 }
 
 /// Which row of the source becomes which row of the output.
@@ -312,8 +315,14 @@ impl Plan {
         for (key, value) in &options.overrides {
             metadata.insert(key, value.clone());
         }
+        if !options.overrides.is_empty() {
+            check_overridden(input.hparams(), &metadata)?;
+        }
         if let Some(importance) = &options.importance {
             importance.write_metadata(&mut metadata);
+        }
+        if let Some(provenance) = &options.provenance {
+            provenance.write_metadata(file_type.name(), &mut metadata);
         }
         let specs: Vec<TensorSpec> =
             tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
@@ -457,7 +466,7 @@ impl Step {
 }
 
 /// One step per weight of the input, in reading order, without destinations yet.
-fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
+pub(crate) fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
     let hparams = input.hparams();
     let mut steps = Vec::new();
     if let Some(freqs) = input.rope_freqs() {
@@ -517,7 +526,7 @@ fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
 }
 
 /// The file that holds a weight.
-fn file_of(input: &dyn Input, weight: &Weight) -> PathBuf {
+pub(crate) fn file_of(input: &dyn Input, weight: &Weight) -> PathBuf {
     input.files().get(weight.shard).map_or(input.path(), |file| *file).to_owned()
 }
 
@@ -546,6 +555,31 @@ fn kept_types(
         }
     }
     Ok(kept)
+}
+
+/// Checks that metadata that was set by hand still describes a model, and one with tensors of these shapes.
+fn check_overridden(hparams: &HyperParams, metadata: &Metadata) -> Result<(), Error> {
+    let found = HyperParams::from_metadata(metadata)?;
+    let shapes = |h: &HyperParams| {
+        [
+            (keys::BLOCK_COUNT, h.n_layer),
+            (keys::EMBEDDING_LENGTH, h.n_embd),
+            (keys::FEED_FORWARD_LENGTH, h.n_ff),
+            (keys::HEAD_COUNT, h.n_head),
+            (keys::HEAD_COUNT_KV, h.n_head_kv),
+            (keys::KEY_LENGTH, h.head_dim_k),
+            (keys::VALUE_LENGTH, h.head_dim_v),
+            (keys::EXPERT_COUNT, h.n_expert),
+        ]
+    };
+    for ((key, found), (_, expected)) in shapes(&found).into_iter().zip(shapes(hparams)) {
+        if found != expected {
+            let (found, expected) =
+                (found.to_string(), format!("{expected}, as the model's tensors have it"));
+            return Err(RuleError { place: format!("--override-kv {key}"), found, expected }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Checks that every weight that changes its type can be read, and is not quantized where that is not allowed.

@@ -151,6 +151,19 @@ impl Sources<'_> {
         unsafe { std::slice::from_raw_parts(tensor.data.cast::<T>(), size / size_of::<T>()) }
     }
 
+    /// The bytes of the `index`-th operand, of whatever type.
+    ///
+    /// # Panics
+    /// When there is none, or it is not contiguous.
+    pub fn bytes(&self, index: usize) -> &[u8] {
+        let tensor = self.get(index);
+        // SAFETY: a valid operand.
+        let (contiguous, size) = unsafe { (sys::ggml_is_contiguous(tensor), sys::ggml_nbytes(tensor)) };
+        assert!(contiguous && !tensor.data.is_null(), "operand {index}: not contiguous, or without a place");
+        // SAFETY: as in `values`.
+        unsafe { std::slice::from_raw_parts(tensor.data.cast::<u8>(), size) }
+    }
+
     /// The bytes of a weight in host memory.
     ///
     /// # Panics

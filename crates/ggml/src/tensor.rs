@@ -65,8 +65,8 @@ pub struct Tensor {
 }
 
 // SAFETY: a handle gives shared access to plain metadata that is written only while the tensor is created; reading and
-// writing the bytes goes through ggml's buffer functions, whose callers take `&mut` (see `Tensor::write`) or run while
-// no graph computes.
+// writing the bytes goes through ggml's buffer functions, whose callers take `&mut` (see `Tensor::write`), run while no
+// graph computes, or write what no result of a running graph depends on: the runtime's slots for experts.
 unsafe impl Send for Tensor {}
 // SAFETY: as above.
 unsafe impl Sync for Tensor {}
@@ -146,6 +146,15 @@ impl Tensor {
             sys::ggml_backend_buffer_is_host(tensor.buffer)
                 && sys::ggml_backend_buffer_get_usage(tensor.buffer) == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
         }
+    }
+
+    /// Whether it lies in host memory, in the layout of files.
+    pub fn is_host(&self) -> bool {
+        let tensor = self.get();
+        // SAFETY: a tensor's buffer lives as long as its context.
+        !tensor.buffer.is_null()
+            && !tensor.data.is_null()
+            && unsafe { sys::ggml_backend_buffer_is_host(tensor.buffer) }
     }
 
     /// Copies `bytes` into the tensor at `offset`, to whichever device it lies on.

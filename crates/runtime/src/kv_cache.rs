@@ -8,7 +8,8 @@ use model_spec::HyperParams;
 
 /// The cache of one session.
 pub(crate) struct KvCache {
-    /// For each layer keys `[head_dim_k * n_head_kv, n_ctx]` and values `[head_dim_v * n_head_kv, n_ctx]`.
+    /// For each layer keys `[head_dim_k, n_ctx, n_head_kv]` and values `[head_dim_v, n_ctx, n_head_kv]`: one token after
+    /// the other, as attention reads them for each head.
     layers: Vec<(Tensor, Tensor)>,
     buffers: Vec<Buffer>,
 }
@@ -43,12 +44,13 @@ impl KvCache {
         type_k: Type,
         type_v: Type,
     ) -> Result<Self, Error> {
-        let (k, v) = widths(hparams);
+        let (dim_k, dim_v) = (hparams.head_dim_k as usize, hparams.head_dim_v as usize);
+        let n_head_kv = hparams.n_head_kv as usize;
         let context = Context::new(2 * hparams.n_layer as usize);
         let layers: Vec<(Tensor, Tensor)> = (0..hparams.n_layer)
             .map(|layer| {
-                let keys = context.tensor(&format!("cache_k-{layer}"), type_k, &[k, n_ctx]);
-                (keys, context.tensor(&format!("cache_v-{layer}"), type_v, &[v, n_ctx]))
+                let keys = context.tensor(&format!("cache_k-{layer}"), type_k, &[dim_k, n_ctx, n_head_kv]);
+                (keys, context.tensor(&format!("cache_v-{layer}"), type_v, &[dim_v, n_ctx, n_head_kv]))
             })
             .collect();
         let mut places: Vec<(BufferType, Vec<Tensor>)> = Vec::new();

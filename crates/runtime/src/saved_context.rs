@@ -11,7 +11,7 @@
 //! | 8 | number of tokens `n` |
 //! | 32 | what the values follow from: [`identity`] |
 //! | 4 n | the tokens |
-//! | | for each layer the keys of all tokens, then their values, row by row |
+//! | | for each layer the keys of all tokens, then their values, head by head |
 //! | 32 | SHA-256 of everything before |
 //!
 //! A file is read only by the model it was written with. It is written like every output: under its name when complete.
@@ -46,10 +46,12 @@ pub(crate) fn write(model: &Model, cache: &KvCache, tokens: &[u32], path: &Path)
     let mut piece = Vec::new();
     for tensor in cache.tensors() {
         let size = row_bytes(tensor) * tokens.len();
-        for start in (0..size).step_by(PIECE_BYTES) {
-            piece.resize((size - start).min(PIECE_BYTES), 0);
-            tensor.read(start, &mut piece);
-            append(&piece)?;
+        for head in heads(tensor) {
+            for start in (0..size).step_by(PIECE_BYTES) {
+                piece.resize((size - start).min(PIECE_BYTES), 0);
+                tensor.read(head + start, &mut piece);
+                append(&piece)?;
+            }
         }
     }
     file.append(&sum.finalize())?;
@@ -93,8 +95,15 @@ fn identity(model: &Model) -> [u8; 32] {
     sum.finalize().into()
 }
 
+/// Bytes of one head of one cell of `tensor: [head_dim, n_ctx, n_head_kv]`.
 fn row_bytes(tensor: &Tensor) -> usize {
     tensor.ty().row_bytes(tensor.ne()[0])
+}
+
+/// Where each head's cells begin, in bytes.
+fn heads(tensor: &Tensor) -> impl Iterator<Item = usize> {
+    let head_bytes = tensor.nb()[2];
+    (0..tensor.ne()[2]).map(move |head| head * head_bytes)
 }
 
 /// The part of fixed size.
@@ -177,7 +186,7 @@ impl Reading<'_> {
             return Err(reading.wrong("model", found, format!("that of {}", model.gguf().path().display())));
         }
         expected.n_tokens = u64::from(number(24)) | u64::from(number(28)) << 32;
-        let per_token: usize = 4 + cache.tensors().map(row_bytes).sum::<usize>();
+        let per_token: usize = 4 + cache.tensors().map(|t| row_bytes(t) * t.ne()[2]).sum::<usize>();
         let wanted = u128::from(expected.n_tokens) * per_token as u128 + (HEADER_BYTES + SUM_BYTES) as u128;
         if u128::from(size) != wanted {
             let expected = format!("{wanted} bytes for {} tokens", expected.n_tokens);
@@ -198,15 +207,17 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads `n_rows` rows and puts the first `n_kept` into the tensor.
+    /// Reads `n_rows` cells and puts the first `n_kept` into the tensor.
     fn rows(&mut self, tensor: &Tensor, n_rows: usize, n_kept: usize) -> Result<(), Error> {
         let (size, kept) = (row_bytes(tensor) * n_rows, row_bytes(tensor) * n_kept);
         let mut piece = vec![0; size.min(PIECE_BYTES)];
-        for start in (0..size).step_by(PIECE_BYTES) {
-            let piece = &mut piece[..(size - start).min(PIECE_BYTES)];
-            self.fill(piece)?;
-            if start < kept {
-                tensor.write(start, &piece[..piece.len().min(kept - start)]);
+        for head in heads(tensor) {
+            for start in (0..size).step_by(PIECE_BYTES) {
+                let piece = &mut piece[..(size - start).min(PIECE_BYTES)];
+                self.fill(piece)?;
+                if start < kept {
+                    tensor.write(head + start, &piece[..piece.len().min(kept - start)]);
+                }
             }
         }
         Ok(())

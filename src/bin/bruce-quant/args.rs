@@ -9,6 +9,8 @@ use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
 
+use crate::card::CardOptions;
+
 const EXAMPLES: &str = "\
 Examples:
   bruce-quant BurningBruce-004 -q q4_k
@@ -19,6 +21,10 @@ Examples:
       shows every tensor, the size, and whether the disk has room
   bruce-quant verify BurningBruce-004-Q4_K_M.gguf
       checks a file: every weight, the tokenizer, the chat template
+  bruce-quant verify BurningBruce-004-Q4_K_M.gguf --against BurningBruce-004
+      and how far every tensor and expert is from the checkpoint's
+  bruce-quant card BurningBruce-004-*.gguf
+      writes README.md for the Hugging Face hub; --model-card does it while quantizing
   bruce-quant BurningBruce-004 -q iq3_m --imatrix imatrix.gguf --tensor-type 'attn_.*=q8_0'
       takes importances from a file of llama-imatrix or bruce-run imatrix, and keeps attention large
   bruce-quant BurningBruce-004 --target-size 12G --dry-run
@@ -192,6 +198,14 @@ pub struct Args {
     /// Let NaN and infinities in weights through (never in norms and routers).
     #[arg(long)]
     pub allow_non_finite: bool,
+
+    /// Also write a model card for the Hugging Face hub, README.md beside the first file.
+    #[arg(long, help_heading = "Model card")]
+    pub model_card: bool,
+
+    /// What the card says that no file knows.
+    #[command(flatten)]
+    pub card: CardOptions,
 
     /// Show the plan before the work.
     #[arg(short, long, conflicts_with = "quiet")]

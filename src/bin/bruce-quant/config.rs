@@ -6,7 +6,8 @@ use bruce::exit::{self, UsageError};
 use model_spec::FileType;
 
 use crate::args::{Args, Experts, Mix, Via};
-use crate::rules;
+use crate::card::CardOptions;
+use crate::{command, rules};
 
 /// What this run will do.
 pub struct Config {
@@ -30,6 +31,10 @@ pub struct Config {
     pub fitted: Fitted,
     /// How.
     pub execute: convert::ExecuteOptions,
+    /// The options that decide the bytes, as a command line.
+    pub command: String,
+    /// What the model card is to say, if there is to be one.
+    pub card: Option<CardOptions>,
 }
 
 /// Which types are worked out from samples of the weights.
@@ -71,6 +76,11 @@ impl Config {
         };
         let (rules, importance) = (rules::rules(&args)?, rules::importance(&args)?);
         let overrides = rules::overrides(&args.override_kv)?;
+        let command = command::recorded(&args)?;
+        if !args.model_card && args.card != CardOptions::default() {
+            let what = "--repo, --base-model, --quality: found no --model-card, expected it beside them";
+            return Err(UsageError(what.to_owned()).into());
+        }
         let overwrite = if args.force { gguf::Overwrite::Replace } else { gguf::Overwrite::Refuse };
         Ok(Config {
             model: args.model,
@@ -107,6 +117,7 @@ impl Config {
                     None if args.keep_split => convert::Split::AsInput,
                     None => convert::Split::None,
                 },
+                provenance: None,
             },
             fitted,
             execute: convert::ExecuteOptions {
@@ -115,6 +126,8 @@ impl Config {
                 allow_non_finite: args.allow_non_finite,
                 resume: args.resume,
             },
+            command,
+            card: args.model_card.then_some(args.card),
         })
     }
 }

@@ -22,7 +22,7 @@ pub fn choose(config: &mut Config, input: &dyn Input) -> Result<(), anyhow::Erro
     if targets.is_empty() {
         return Ok(());
     }
-    let drawn = progress::draw(config);
+    let drawn = progress::draw(config.quiet);
     let found = convert::fit(input, &config.plan, &targets, config.execute.threads, drawn.as_ref());
     drop(drawn);
     let found = found.map_err(config::advise)?;

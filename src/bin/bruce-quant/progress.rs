@@ -8,11 +8,9 @@ use bruce::terminal::{neutral_line, stderr_has_colors};
 use convert::{NoProgress, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::config::Config;
-
 /// Draws, or does not: nothing is drawn when quiet or when stderr is not a terminal.
-pub fn draw(config: &Config) -> Box<dyn Progress> {
-    if config.quiet || !std::io::stderr().is_terminal() {
+pub fn draw(quiet: bool) -> Box<dyn Progress> {
+    if quiet || !std::io::stderr().is_terminal() {
         return Box::new(NoProgress);
     }
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));

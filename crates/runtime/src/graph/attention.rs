@@ -1,7 +1,7 @@
 //! Grouped-query attention over the KV cache.
 
-use super::{BatchShape, linears};
-use crate::kernels::Kernels;
+use super::{BatchShape, Inputs, linears};
+use crate::kernels::{self, Kernels};
 use crate::kv_cache::KvCache;
 use crate::model::{Layer, Model};
 use ggml::{Graph, Tensor};
@@ -10,9 +10,9 @@ use ggml::{Graph, Tensor};
 pub(super) struct Qkv {
     /// `[head_dim_k, n_head, n_tokens]`, rotated.
     pub q: Tensor,
-    /// `[head_dim_k * n_head_kv, n_tokens]`, rotated.
+    /// `[head_dim_k, n_head_kv, n_tokens]`, rotated.
     pub k: Tensor,
-    /// `[head_dim_v * n_head_kv, n_tokens]`.
+    /// `[head_dim_v, n_head_kv, n_tokens]`.
     pub v: Tensor,
 }
 
@@ -29,21 +29,23 @@ pub(super) fn project(
     let n_tokens = x.ne()[1];
     let (head_dim, n_head, n_head_kv) = (h.head_dim_k as usize, h.n_head as usize, h.n_head_kv as usize);
     let factors = model.weights().rope_freqs.as_ref();
-    let rotate = |projected: &Tensor, heads: usize| {
+    let by_head = |projected: &Tensor, head_dim: usize, heads: usize| {
         let head_bytes = projected.ty().row_bytes(head_dim);
-        let by_head = g.view(projected, [head_dim, heads, n_tokens], [head_bytes, projected.nb()[1]], 0);
-        g.rope(&by_head, positions, factors, model.rope())
+        g.view(projected, [head_dim, heads, n_tokens], [head_bytes, projected.nb()[1]], 0)
+    };
+    let rotate = |projected: &Tensor, heads: usize| {
+        g.rope(&by_head(projected, head_dim, heads), positions, factors, model.rope())
     };
     let [q, k, v] = linears(g, kernels, [&layer.q, &layer.k, &layer.v], x);
-    let (q, k) = (rotate(&q, n_head), rotate(&k, n_head_kv));
-    Qkv { q, k: g.reshape(&k, &[head_dim * n_head_kv, n_tokens]), v }
+    Qkv { q: rotate(&q, n_head), k: rotate(&k, n_head_kv), v: by_head(&v, h.head_dim_v as usize, n_head_kv) }
 }
 
 /// Writes keys and values into the cache's cells.
 pub(super) fn store(g: &Graph, cache: &KvCache, layer: usize, qkv: &Qkv, cells: &Tensor) {
     let (keys, values) = cache.layer(layer);
-    g.expand(&g.set_rows(keys, &qkv.k, cells));
-    g.expand(&g.set_rows(values, &qkv.v, cells));
+    let by_token = |heads: &Tensor| g.permute(heads, [0, 2, 1, 3]); // [dim, n_tokens, n_head_kv]
+    g.expand(&g.set_rows(keys, &by_token(&qkv.k), cells));
+    g.expand(&g.set_rows(values, &by_token(&qkv.v), cells));
 }
 
 /// What the tokens gather from the cache: `[head_dim_v * n_head, n_tokens]`, the input of the output projection.
@@ -53,18 +55,22 @@ pub(super) fn gather(
     cache: &KvCache,
     index: usize,
     q: &Tensor,
-    mask: &Tensor,
+    inputs: &Inputs,
     shape: BatchShape,
 ) -> Tensor {
     let h = model.hparams();
-    let (n_head, n_head_kv) = (h.n_head as usize, h.n_head_kv as usize);
+    let n_head = h.n_head as usize;
     let (dim_k, dim_v) = (h.head_dim_k as usize, h.head_dim_v as usize);
     let BatchShape { n_tokens, n_kv, flash_attention, .. } = shape;
     let scale = 1.0 / (dim_k as f32).sqrt();
     let (keys, values) = cache.layer(index);
+    let Some(mask) = inputs.mask.as_ref().filter(|_| !is_ours(cache, index, shape)) else {
+        let window = h.sliding_window.map(|window| window as usize);
+        return kernels::attention(g, q, &inputs.positions, (keys, values), window);
+    };
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
-    let k = by_head(g, keys, dim_k, n_kv, n_head_kv);
-    let v = by_head(g, values, dim_v, n_kv, n_head_kv);
+    let k = first_cells(g, keys, n_kv);
+    let v = first_cells(g, values, n_kv);
     if flash_attention {
         let gathered = g.flash_attention(&q, &k, &v, mask, scale); // [dim_v, n_head, n_tokens]
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
@@ -78,8 +84,14 @@ pub(super) fn gather(
     }
 }
 
-/// The first `n_kv` cells of `cache: [dim * n_head_kv, n_ctx]` as `[dim, n_kv, n_head_kv]`.
-fn by_head(g: &Graph, cache: &Tensor, dim: usize, n_kv: usize, n_head_kv: usize) -> Tensor {
-    let head_bytes = cache.ty().row_bytes(dim);
-    g.view(cache, [dim, n_kv, n_head_kv], [cache.nb()[1], head_bytes], 0)
+/// The first `n_kv` cells of `cache: [dim, n_ctx, n_head_kv]`.
+fn first_cells(g: &Graph, cache: &Tensor, n_kv: usize) -> Tensor {
+    let ([dim, _, n_head_kv, _], nb) = (cache.ne(), cache.nb());
+    g.view(cache, [dim, n_kv, n_head_kv], [nb[1], nb[2]], 0)
+}
+
+/// Whether a layer's attention is computed by our kernel, which needs no mask.
+pub(super) fn is_ours(cache: &KvCache, index: usize, shape: BatchShape) -> bool {
+    let (keys, values) = cache.layer(index);
+    shape.kernels == Kernels::Bruce && shape.flash_attention && kernels::attends(keys, values)
 }

@@ -38,7 +38,7 @@ pub(super) fn feed_forward(
                 }
             }
             if kernels == Kernels::Bruce
-                && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, stream, None)
+                && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, None, stream)
             {
                 return out;
             }

@@ -48,7 +48,7 @@ pub(crate) struct Inputs {
     pub positions: Tensor,
     /// `[n_tokens]`, I64: the cache cell each token is stored in.
     pub cells: Tensor,
-    /// `[n_kv, n_tokens]`, F16: 0 where a token sees a cell, minus infinity elsewhere.
+    /// `[n_kv, n_tokens]`, F16: 0 where a token sees a cell, minus infinity elsewhere. For ggml's attention only.
     pub mask: Option<Tensor>,
     /// `[n_outputs]`, I32: the tokens whose logits are wanted, when not all are.
     pub outputs: Option<Tensor>,
@@ -94,7 +94,8 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0 && !shape.routing;
-    let needs_mask = !only_cache || weights.layers.len() > 1;
+    let n_attending = weights.layers.len() - usize::from(only_cache);
+    let needs_mask = (0..n_attending).any(|layer| !attention::is_ours(cache, layer, shape));
     let inputs = Inputs {
         tokens: g.input("tokens", Type::I32, &[n_tokens]),
         positions: g.input("positions", Type::I32, &[n_tokens]),
@@ -116,8 +117,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
             let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
             return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices };
         }
-        let mask = inputs.mask.as_ref().expect("made above, as attention follows");
-        let gathered = attention::gather(g, model, cache, index, &qkv.q, mask, shape);
+        let gathered = attention::gather(g, model, cache, index, &qkv.q, &inputs, shape);
         taps.layer_input(&gathered, &[TensorRole::AttnOutput]);
         let mut attended = linear(g, kernels, &layer.o, &gathered);
         if shape.routing {

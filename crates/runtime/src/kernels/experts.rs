@@ -106,8 +106,8 @@ impl TileKernel for GateUp {
                     if is_ours(expert) {
                         for (bank, out) in [(&self.gate, &mut *gates), (&self.up, &mut *ups)] {
                             let (matrix, operand) = &bank.experts[expert];
-                            let acts = of_choices(sources, *operand, &choices);
-                            matrix.multiply(sources, rows.clone(), acts, out);
+                            let activations = of_choices(sources, *operand, &choices);
+                            matrix.multiply(sources, rows.clone(), activations, out);
                         }
                         silu_product(gates, ups);
                     } else {
@@ -202,8 +202,8 @@ pub(crate) fn experts(
     x: &Tensor,
     ids: &Tensor,
     weights: &Tensor,
-    stream: Option<&Stream>,
     beside: Option<Beside<'_>>,
+    stream: Option<&Stream>,
 ) -> Option<Tensor> {
     let [n_embd, n_tokens, ..] = x.ne();
     let gate = Bank::new(banks[0], 1, stream.is_some())?;
@@ -238,25 +238,24 @@ pub(crate) fn experts(
         (beside.launch)();
         beside.missing.clone()
     });
-    let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
     let downs = down.kinds.clone();
-    let n_gate_up = operands.len();
-    operands.extend(missing.clone());
-    let n_down = 3 + downs.len();
+    let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
     let (gate_up, down): (Arc<dyn TileKernel>, Arc<dyn TileKernel>) = match stream {
         Some(stream) => streamed::kernels(stream, gate, up, down, early),
         None => {
-            let gate_up = GateUp { gate, up, ours: ours(n_gate_up) };
+            let n_down = 3 + downs.len();
+            let gate_up = GateUp { gate, up, ours: ours(operands.len()) };
             (Arc::new(gate_up), Arc::new(Down { down, ours: ours(n_down) }))
         }
     };
+    operands.extend(missing.clone());
     let operands: Vec<&Tensor> = operands.iter().collect();
     let hidden = g.custom_tiles(&[n_ff, ids.n_elements()], &operands, gate_up);
 
     let mut operands = vec![ids.clone(), weights.clone()];
     operands.extend(downs.iter().map(|kind| quantized(g, &hidden, *kind, &anchor)));
     operands.push(anchor);
-    operands.extend(missing);
+    operands.extend(missing.clone());
     let operands: Vec<&Tensor> = operands.iter().collect();
     Some(g.custom_tiles(&[n_embd, n_tokens], &operands, down))
 }

@@ -12,6 +12,7 @@
 //! of its two rows, and a token's experts are added up in their own order.
 
 mod activations;
+mod attention;
 mod experts;
 mod grouping;
 mod matrix;
@@ -20,6 +21,7 @@ mod silu;
 mod streamed;
 
 pub(crate) use activations::quantized;
+pub(crate) use attention::{attends, attention};
 pub(crate) use experts::{Beside, experts};
 pub(crate) use matrix::{Matrix, served};
 pub(crate) use projection::project;

@@ -63,10 +63,10 @@ pub(super) struct Binder<'a> {
     pub(super) context: Context,
     pub pending: Vec<Pending<'a>>,
     pub tables: Vec<Table>,
-    /// Layers whose experts are streamed, in order.
-    pub streamed: Vec<LayerSource>,
     /// The layers that have slots, and where these are.
     pub slots: Vec<(BufferType, Arc<LayerSlots>)>,
+    /// Layers whose experts are streamed, in order.
+    pub streamed: Vec<LayerSource>,
 }
 
 impl<'a> Binder<'a> {
@@ -80,8 +80,8 @@ impl<'a> Binder<'a> {
         // Slots: three tensors and two tables for each group, of which there are no more than experts, and one table.
         let slots = hparams.n_layer as usize * (5 * hparams.n_expert as usize + 1);
         let context = Context::new(4 * gguf.tensors().len() + slots + 8);
-        let (pending, tables, streamed, slots) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Binder { gguf, hparams, placement, options, context, pending, tables, streamed, slots }
+        let (pending, tables, slots, streamed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Binder { gguf, hparams, placement, options, context, pending, tables, slots, streamed }
     }
 
     /// Handles for all roles.
@@ -131,7 +131,7 @@ impl<'a> Binder<'a> {
                     self.streamed.push(LayerSource { gate: gates, up: ups, down: downs });
                     self.streamed.len() - 1
                 });
-                FeedForward::Experts { router, gate, up, down, streamed, slots: self.layer_slots(layer)? }
+                FeedForward::Experts { router, gate, up, down, slots: self.layer_slots(layer)?, streamed }
             } else {
                 FeedForward::Dense {
                     gate: self.linear(id(FfnGate))?,

@@ -1,6 +1,6 @@
 //! Puts the bytes of the weights where the placement wants them.
 
-use super::bind::{Binder, Pending, Table};
+use super::bind::{Binder, Pending, Piece, Table};
 use super::{LoadProgress, ModelOptions, Weights, stream};
 use crate::Error;
 use crate::memory::Free;
@@ -16,10 +16,10 @@ pub(super) struct Loaded {
     pub weights: Weights,
     /// Bytes of weights by kind of memory.
     pub sizes: Vec<(BufferType, u64)>,
-    /// Where streamed experts come from.
-    pub expert_pool: Option<Arc<Pool>>,
     /// The layers that have slots.
     pub slots: Vec<Arc<LayerSlots>>,
+    /// Where streamed experts come from.
+    pub expert_pool: Option<Arc<Pool>>,
 }
 
 pub(super) fn load(
@@ -35,7 +35,7 @@ pub(super) fn load(
         binder.pending.iter().partition(|p| p.in_place);
     lend(gguf, &mapped, options.mlock)?;
     let direct = options.expert_pool_bytes.map(|_| Files::open(gguf.parts())).transpose()?;
-    copy(gguf, direct.as_ref(), placement, &copied, progress)?;
+    copy(gguf, placement, direct.as_ref(), &copied, progress)?;
     fill_tables(&binder.tables)?;
     place_slot_tables(&binder.slots)?;
 
@@ -51,7 +51,7 @@ pub(super) fn load(
     let pool = |size_bytes| stream::pool(gguf, &binder.streamed, size_bytes, dense_bytes);
     let expert_pool = options.expert_pool_bytes.map(pool).transpose()?;
     let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();
-    Ok(Loaded { weights, sizes, expert_pool, slots })
+    Ok(Loaded { weights, sizes, slots, expert_pool })
 }
 
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host.
@@ -82,8 +82,8 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
 /// if that is given.
 fn copy(
     gguf: &Gguf,
-    direct: Option<&Files>,
     placement: &Placement,
+    direct: Option<&Files>,
     copied: &[&Pending<'_>],
     progress: &mut dyn LoadProgress,
 ) -> Result<(), Error> {
@@ -107,12 +107,17 @@ fn copy(
     let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size as u64).sum();
     let mut done = 0;
     for pending in copied {
-        let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
-        if let (Some(files), [piece]) = (direct, &pending.pieces[..]) {
-            let (offset, size) = (piece.info.offset + piece.start as u64, piece.size as u64);
+        if let (&[Piece { info, size, .. }], Some(files)) = (&pending.pieces[..], direct)
+            && size as u64 == info.size
+        {
             let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(at, bytes);
-            files.read_tensor(piece.info.part, offset, size, &piece.info.name, &mut write)?;
-        } else if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
+            files.read_tensor(info.part, info.offset, info.size, &info.name, &mut write)?;
+            done += info.size;
+            progress.bytes(done, total);
+            continue;
+        }
+        let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
+        if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
             // A layout of its own is made from all of the bytes at once.
             pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
         } else {

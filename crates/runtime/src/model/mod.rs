@@ -7,7 +7,7 @@ mod slots;
 mod stream;
 
 use crate::Error;
-use crate::kernels::Kernels;
+use crate::kernels::{self, Kernels};
 use crate::residency::{Placement, PlacementOptions};
 use crate::slots::{LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
@@ -98,8 +98,8 @@ pub struct Model {
     placement: Placement,
     sizes: Vec<(BufferType, u64)>,
     kernels: Kernels,
-    expert_pool: Option<Arc<Pool>>,
     slots: Option<SlotCache>,
+    expert_pool: Option<Arc<Pool>>,
 }
 
 /// What is read and multiplied for one token.
@@ -151,11 +151,24 @@ pub(crate) enum FeedForward {
         gate: ExpertBank,
         up: ExpertBank,
         down: ExpertBank,
-        /// The layer's number in the pool that its experts come from; their tensors then have no data.
-        streamed: Option<usize>,
         /// Copies of some experts on the layer's device; the banks are then all on the host.
         slots: Option<Arc<LayerSlots>>,
+        /// The layer's number in the pool that its experts come from; their tensors then have no data.
+        streamed: Option<usize>,
     },
+}
+
+impl Layer {
+    /// Whether our kernels compute the experts on the host, where some of them have slots.
+    fn experts_are_served(&self) -> bool {
+        match &self.ffn {
+            FeedForward::Experts { gate, up, down, slots: Some(_), .. } => {
+                let mut groups = [gate, up, down].into_iter().flat_map(|bank| &bank.groups);
+                groups.all(|group| kernels::served(&group.weights))
+            }
+            _ => true,
+        }
+    }
 }
 
 /// One projection of all experts of a layer, in as many groups as there are (type, place) pairs among them.
@@ -223,7 +236,10 @@ impl Model {
         }
         let loaded = load::load(&gguf, &hparams, &placement, options, progress)?;
         let slots = (!loaded.slots.is_empty()).then(|| {
-            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, !options.placement.fixed_experts)
+            let moves = !options.placement.fixed_experts;
+            let spared =
+                kernels == Kernels::Bruce && loaded.weights.layers.iter().all(Layer::experts_are_served);
+            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, moves, spared)
         });
         Ok(Arc::new(Model {
             gguf,
@@ -235,8 +251,8 @@ impl Model {
             placement,
             sizes: loaded.sizes,
             kernels,
-            expert_pool: loaded.expert_pool,
             slots,
+            expert_pool: loaded.expert_pool,
         }))
     }
 

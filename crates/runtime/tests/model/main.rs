@@ -1,5 +1,6 @@
 //! Models made from the checkpoint that ships with the project, loaded and run in every way there is.
 
+mod attention;
 mod bad_models;
 mod budget;
 mod fixture;

@@ -151,7 +151,8 @@ fn host_kernels_work_beside_devices() {
     ];
     for placement in placements {
         let worst = difference(&expected, &on(placement.clone()));
-        assert!(worst < 1e-3, "{placement:?}: a logit differs by {worst}");
+        // Attention on a device is ggml's, which rounds queries to F16.
+        assert!(worst < 1e-2, "{placement:?}: a logit differs by {worst}");
     }
 }
 

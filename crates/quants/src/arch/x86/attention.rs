@@ -1,37 +1,18 @@
-//! Attention for x86-64: the definition compiled for wider vectors, and rows of cells read by instructions for it.
+//! Attention for x86-64: the definition compiled for AVX2, and rows of cells read by instructions for it.
 
-use super::matmul::Isa;
 use crate::TensorType;
 use crate::attention::{Buffers, Cells, Job, Lanes, attend_with};
 use std::arch::x86_64::*;
 
-/// Does the job.
+/// Does the job, in sixteen registers of eight lanes: eight sums, and what is multiplied. In registers of sixteen lanes the
+/// compiler makes the same loops several times slower.
 ///
 /// # Safety
 ///
-/// The processor must have the instruction set.
-pub(crate) unsafe fn attend(isa: Isa, job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
-    // SAFETY: as promised by the caller; every instruction set has AVX2, FMA and F16C.
-    unsafe {
-        match isa {
-            #[cfg(avx512)]
-            Isa::Avx512Vnni => avx512(job, buffers, out),
-            _ => avx2(job, buffers, out),
-        }
-    }
-}
-
-/// Sixteen registers of eight lanes: eight sums, and what is multiplied.
+/// The processor must have AVX2, FMA and F16C, as every level but the scalar one needs.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn avx2(job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
+pub(crate) unsafe fn attend(job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
     attend_with::<2, 2, 4, 1>(job, buffers, out, |cells, cell, row| widen(cells, cell, row));
-}
-
-/// Thirty-two registers of sixteen lanes.
-#[cfg(avx512)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-fn avx512(job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
-    attend_with::<4, 4, 4, 4>(job, buffers, out, |cells, cell, row| widen(cells, cell, row));
 }
 
 /// Reads the row of a cell; lanes behind its end are left alone.
