@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn bytes_arrive_wherever_they_lie() {
-        let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * i) >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(i) >> 3) as u8).collect();
         let (_dir, path) = file_of(&bytes);
         let files = Files::open(&[path]).expect("it is there");
         for (offset, size) in [(0usize, 100_000usize), (1, 99_999), (4095, 2), (4096, 4096), (99_999, 1)] {

@@ -18,6 +18,7 @@ pub mod slots;
 pub mod tokenizer;
 
 pub use error::Error;
+pub use expert_pool::Statistics as StreamStatistics;
 pub use kernels::Kernels;
 pub use model::{Model, ModelOptions};
 pub use session::{Logits, Session, SessionOptions};

@@ -13,6 +13,7 @@ mod logits_file;
 mod parallel;
 mod perplexity;
 mod plan;
+mod streamed;
 mod tokenize;
 mod trace;
 

@@ -86,10 +86,17 @@ impl<'a> Bench<'a> {
             for (test, session, outcome) in &mut runs {
                 session.truncate(test.n_depth as usize);
                 let before = statistics(&outcome.model);
+                let streamed = outcome.model.expert_pool().map(|pool| pool.statistics());
                 let start = Instant::now();
                 self.prompt(session, test.n_prompt, test.n_batch)?;
                 self.generate(session, test.n_gen)?;
                 outcome.samples.times.push(start.elapsed());
+                if let (Some(pool), Some(before)) = (outcome.model.expert_pool(), streamed) {
+                    let done = pool.statistics().since(&before);
+                    let time = *outcome.samples.times.last().expect("just measured");
+                    let n_tokens = outcome.samples.n_tokens as usize;
+                    eprintln!("{}: {}", test.name(), crate::streamed::line(&done, n_tokens, time));
+                }
                 outcome.slots =
                     statistics(&outcome.model).zip(before).map(|(now, before)| now.since(&before));
                 if let Some(memory) = &self.memory {
@@ -114,6 +121,7 @@ impl<'a> Bench<'a> {
             use_mmap: load.use_mmap,
             n_expert_used: self.args.experts,
             kernels: Some(load.kernels),
+            expert_pool_bytes: self.args.expert_pool,
             placement: PlacementOptions {
                 n_gpu_layers: load.n_gpu_layers,
                 n_cpu_moe: load.n_cpu_moe,

@@ -125,6 +125,11 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = kernels_parser())]
     kernels: Vec<Kernels>,
 
+    /// Keep no more than so much of the experts in memory and read the others when tokens take them; what was read is
+    /// told on stderr
+    #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
+    expert_pool: Option<u64>,
+
     /// How many experts each token takes, instead of what the file says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     experts: Option<u32>,

@@ -72,6 +72,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
     let before = model.slots().map(|slots| slots.statistics());
+    let streamed = model.expert_pool().map(|pool| pool.statistics());
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
     if let Some(cache) = cache {
         engine.use_cache(cache)?;
@@ -87,6 +88,10 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
+        if let (Some(pool), Some(before)) = (model.expert_pool(), streamed) {
+            let (work, done) = (engine.timings().all(), pool.statistics().since(&before));
+            eprintln!("   experts streamed = {}", crate::streamed::line(&done, work.n_tokens, work.time));
+        }
         if let (Some(slots), Some(before)) = (model.slots(), before) {
             let done = slots.statistics().since(&before);
             eprintln!(

@@ -40,6 +40,12 @@ pub struct Timings {
 }
 
 impl Timings {
+    /// Reading and answering together.
+    pub fn all(&self) -> Work {
+        let (prompt, decode) = (&self.prompt, &self.decode);
+        Work { n_tokens: prompt.n_tokens + decode.n_tokens, time: prompt.time + decode.time }
+    }
+
     /// llama.cpp's lines, which scripts look for.
     pub fn lines(&self) -> String {
         let line = |name: &str, unit: &str, work: &Work| {
