@@ -24,6 +24,9 @@ pub enum Error {
     /// ggml or the device beneath it failed.
     #[error(transparent)]
     Ggml(#[from] ggml::Error),
+    /// Experts that are read while they are used can't be had.
+    #[error(transparent)]
+    ExpertPool(expert_pool::Error),
     /// A tensor that the architecture needs is not in the file.
     #[error("{}: tensor {name}: missing", path.display())]
     MissingTensor {
@@ -158,4 +161,13 @@ pub enum Error {
     /// The computation was stopped through the session's stop flag.
     #[error("stopped")]
     Stopped,
+}
+
+impl From<expert_pool::Error> for Error {
+    fn from(error: expert_pool::Error) -> Error {
+        match error {
+            expert_pool::Error::Stopped => Error::Stopped,
+            other => Error::ExpertPool(other),
+        }
+    }
 }

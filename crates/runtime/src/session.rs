@@ -243,6 +243,13 @@ impl Session {
         let flash_attention = self.options.flash_attention;
         let routing = self.routing.is_some();
         let tapped = observer.is_some();
+        if tapped && self.model.expert_pool().is_some() {
+            return Err(Error::Option {
+                option: "--expert-pool",
+                found: "a run that looks at the inputs of all matrix products".to_owned(),
+                expected: "a model in memory: ggml's kernels compute then".to_owned(),
+            });
+        }
         // Inputs of products that are fused into one node would never be seen.
         let kernels = if tapped { Kernels::Ggml } else { kernels(&self.model, &self.options, tokens.len()) };
         let n_tokens = tokens.len();
@@ -265,6 +272,8 @@ impl Session {
         let model = Arc::clone(&self.model);
         let slots = model.slots().map(|slots| (slots, slots.begin()));
         self.fill_inputs(&current, tokens);
+        let model = Arc::clone(&self.model);
+        let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
         let done = match observer {
             None => self.scheduler.compute(&current.graph),
             Some(observer) => {
@@ -275,6 +284,8 @@ impl Session {
                 })
             }
         };
+        // A failure to read comes first: what was computed after it is nothing.
+        turn.map_or(Ok(()), |turn| turn.finish())?;
         done.map_err(|error| match error {
             ggml::Error::Aborted => Error::Stopped,
             other => other.into(),

@@ -3,18 +3,19 @@
 use super::slots::{self, Choices};
 use super::taps::Taps;
 use super::{linear, linears, multiply};
-use crate::kernels::{self, Kernels};
+use crate::kernels::{self, Kernels, Stream};
 use crate::model::{ExpertBank, FeedForward};
 use ggml::{Graph, Tensor};
 use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
-/// `x: [n_embd, n_tokens]` to the same shape.
+/// `x: [n_embd, n_tokens]` to the same shape. `stream` is where the experts come from when they are not in memory.
 pub(super) fn feed_forward(
     g: &Graph,
     kernels: Kernels,
     ffn: &FeedForward,
     x: &Tensor,
     n_used: usize,
+    stream: Option<&Stream>,
     watch: &mut Watched<'_>,
 ) -> Tensor {
     let taps = &mut *watch.taps;
@@ -26,7 +27,7 @@ pub(super) fn feed_forward(
             taps.layer_input(&hidden, &[FfnDown]);
             linear(g, kernels, down, &hidden)
         }
-        FeedForward::Experts { router, gate, up, down, slots } => {
+        FeedForward::Experts { router, gate, up, down, slots, .. } => {
             taps.layer_input(x, &[FfnGateInp]);
             let chosen = choose(g, kernels, router, x, n_used);
             let banks = [gate, up, down];
@@ -37,10 +38,11 @@ pub(super) fn feed_forward(
                 }
             }
             if kernels == Kernels::Bruce
-                && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, None)
+                && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, stream, None)
             {
                 return out;
             }
+            assert!(stream.is_none(), "experts are streamed only to kernels of ours, and types were checked");
             let kept = taps.keep_ids(g, &chosen.ids);
             if let Some(ids) = &kept {
                 taps.expert_input(ids, x, ids, &[FfnGateExps, FfnUpExps]);

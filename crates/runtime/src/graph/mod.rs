@@ -9,11 +9,12 @@ mod routing;
 mod slots;
 mod taps;
 
-use crate::kernels::{self, Kernels, Matrix};
+use crate::kernels::{self, Kernels, Matrix, Stream};
 use crate::kv_cache::KvCache;
-use crate::model::{Linear, Model};
+use crate::model::{FeedForward, Layer, Linear, Model};
 use ggml::{Graph, Tensor, Type};
 use model_spec::TensorRole;
+use std::sync::Arc;
 use taps::Taps;
 
 pub(crate) use taps::Tap;
@@ -78,7 +79,7 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
     };
     let experts: usize = model.weights().layers.iter().map(|layer| 8 * groups(layer)).sum();
     let used = 2 * model.n_expert_used() as usize + 16;
-    256 + model.weights().layers.len() * (64 + used) + experts
+    256 + model.weights().layers.len() * (72 + used) + experts
 }
 
 /// Builds the graph for `shape`.
@@ -135,8 +136,17 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         let residual = g.add(&attended, &x);
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
         let n_used = model.n_expert_used() as usize;
+        let stream = stream(g, model, kernels, index, &residual);
         let mut watched = feed_forward::Watched { taps: &mut taps, choices: &mut choices };
-        let fed = feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used, &mut watched);
+        let fed = feed_forward::feed_forward(
+            g,
+            kernels,
+            &layer.ffn,
+            &normed,
+            n_used,
+            stream.as_ref(),
+            &mut watched,
+        );
         x = g.add(&fed, &residual);
         g.name(&x, &format!("layer_out-{index}"));
     }
@@ -147,6 +157,20 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     g.output(&logits);
     let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
     BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps, choices }
+}
+
+/// Batches from which on nearly all experts are taken, so that guessing which is idle.
+const MAX_GUESSED_TOKENS: usize = 32;
+
+/// Where the experts of the layer numbered `index` come from, when they are streamed.
+fn stream(g: &Graph, model: &Model, kernels: Kernels, index: usize, residual: &Tensor) -> Option<Stream> {
+    let layers = &model.weights().layers;
+    let FeedForward::Experts { router, streamed, .. } = &layers[index].ffn else { return None };
+    let (pool, layer) = (Arc::clone(model.expert_pool()?), (*streamed)?);
+    let (eps, n_used) = (model.hparams().rms_eps, model.n_expert_used() as usize);
+    let next: Option<&Layer> = layers.get(index + 1).filter(|_| residual.ne()[1] < MAX_GUESSED_TOKENS);
+    let early = next.and_then(|next| routing::guess(g, kernels, next, residual, eps, n_used));
+    Some(Stream { pool, layer, anchor: router.clone(), early })
 }
 
 fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

@@ -61,12 +61,29 @@ impl Watch {
         eps: f32,
         n_used: usize,
     ) -> Option<(Tensor, Tensor)> {
-        let FeedForward::Experts { router, .. } = &layer.ffn else { return None };
-        let logits = multiply(g, self.kernels, router, &norm(g, residual, &layer.ffn_norm, eps));
-        let probabilities = g.soft_max(&logits);
+        let probabilities = g.soft_max(&logits(g, self.kernels, layer, residual, eps)?);
         // A copy, because the scheduler only keeps results that are no views.
         let ids = g.contiguous(&g.top_k(&probabilities, n_used));
         g.output(&ids);
         Some((probabilities, ids))
     }
+}
+
+/// What a layer's router says to `residual: [n_embd, n_tokens]`: `[n_expert, n_tokens]`; `None` for a dense layer.
+fn logits(g: &Graph, kernels: Kernels, layer: &Layer, residual: &Tensor, eps: f32) -> Option<Tensor> {
+    let FeedForward::Experts { router, .. } = &layer.ffn else { return None };
+    Some(multiply(g, kernels, router, &norm(g, residual, &layer.ffn_norm, eps)))
+}
+
+/// What a layer will likely choose, by the state that the layer before it routes by: `[n_used, n_tokens]`, I32.
+pub(super) fn guess(
+    g: &Graph,
+    kernels: Kernels,
+    layer: &Layer,
+    residual: &Tensor,
+    eps: f32,
+    n_used: usize,
+) -> Option<Tensor> {
+    let logits = logits(g, kernels, layer, residual, eps)?;
+    Some(g.contiguous(&g.top_k(&logits, n_used)))
 }

@@ -72,7 +72,7 @@ pub(super) fn experts(
     };
     if kernels == Kernels::Bruce {
         let beside = Beside { missing: &slots.missing, launch: &mut launch };
-        let misses = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, Some(beside));
+        let misses = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, None, Some(beside));
         if let (Some(hits), Some(misses)) = (hits, misses) {
             return g.add(&hits, &misses);
         }

@@ -5,23 +5,25 @@ use super::grouping::Grouping;
 use super::matrix::{Matrix, served};
 use super::projection::with_scratch;
 use super::silu::silu_product;
+use super::streamed::{self, Stream};
 use crate::model::ExpertBank;
 use ggml::{Graph, Output, Sources, Tensor, TileKernel, Tiles};
 use quants::matmul::ActivationKind;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One projection of all experts of a layer.
-struct Bank {
+pub(super) struct Bank {
     /// By number of the expert: its matrix, and which operand of the node it takes.
-    experts: Vec<(Matrix, usize)>,
+    pub experts: Vec<(Matrix, usize)>,
     /// Which activations the node needs, in the order of its operands.
     kinds: Vec<ActivationKind>,
 }
 
 impl Bank {
-    /// None where an expert's weights are not [`served`].
-    fn new(bank: &ExpertBank, first_operand: usize) -> Option<Bank> {
-        if !bank.groups.iter().all(|group| served(&group.weights)) {
+    /// None where an expert's weights are not [`served`]. Those that are `streamed` have no place.
+    fn new(bank: &ExpertBank, first_operand: usize, streamed: bool) -> Option<Bank> {
+        if !streamed && !bank.groups.iter().all(|group| served(&group.weights)) {
             return None;
         }
         let n_expert = bank.groups.iter().map(|group| group.weights.ne()[2]).sum();
@@ -29,7 +31,7 @@ impl Bank {
         let mut kinds = Vec::new();
         for group in &bank.groups {
             for index in 0..group.weights.ne()[2] {
-                let matrix = Matrix::new(&group.weights, index);
+                let matrix = Matrix::somewhere(&group.weights, index);
                 let kind = matrix.activations();
                 let operand = kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
                     kinds.push(kind);
@@ -47,11 +49,11 @@ impl Bank {
     }
 
     /// Rows in a tile: as many as the widest rows among the experts allow.
-    fn tile_rows(&self) -> usize {
+    pub fn tile_rows(&self) -> usize {
         self.experts.iter().map(|(matrix, _)| matrix.tile_rows()).min().expect("a bank has experts")
     }
 
-    fn n_rows(&self) -> usize {
+    pub fn n_rows(&self) -> usize {
         self.experts[0].0.n_rows
     }
 }
@@ -91,11 +93,6 @@ impl TileKernel for GateUp {
         let n_ff = self.gate.n_rows();
         let step = self.gate.tile_rows().min(self.up.tile_rows());
         let n_tiles = n_ff.div_ceil(step);
-        let of_choices = |operand: usize, choices: &std::ops::Range<usize>| {
-            let [row_bytes, n_rows, ..] = sources.ne(operand);
-            let rows = if n_rows == 1 { 0..1 } else { choices.clone() };
-            &sources.values::<u8>(operand)[rows.start * row_bytes..rows.end * row_bytes]
-        };
         let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.gate.experts.len(), |grouping| {
             with_scratch(|scratch| {
@@ -109,7 +106,8 @@ impl TileKernel for GateUp {
                     if is_ours(expert) {
                         for (bank, out) in [(&self.gate, &mut *gates), (&self.up, &mut *ups)] {
                             let (matrix, operand) = &bank.experts[expert];
-                            matrix.multiply(sources, rows.clone(), of_choices(*operand, &choices), out);
+                            let activations = of_choices(sources, *operand, &choices);
+                            matrix.multiply(sources, rows.clone(), activations, out);
                         }
                         silu_product(gates, ups);
                     } else {
@@ -121,6 +119,32 @@ impl TileKernel for GateUp {
                 }
             });
         });
+    }
+}
+
+/// The activations of these choices; a single row is that of every choice.
+pub(super) fn of_choices<'s>(sources: &'s Sources<'_>, operand: usize, choices: &Range<usize>) -> &'s [u8] {
+    let [row_bytes, n_rows, ..] = sources.ne(operand);
+    let rows = if n_rows == 1 { 0..1 } else { choices.clone() };
+    &sources.values::<u8>(operand)[rows.start * row_bytes..rows.end * row_bytes]
+}
+
+/// Adds an expert's `results` for the rows of a tile to the sums of the tokens that `choices` are made by.
+pub(super) fn add_results(
+    choices: &[u32],
+    weights: &[f32],
+    n_used: usize,
+    n_rows: usize,
+    results: &[f32],
+    sums: &mut [f32],
+) {
+    for (choice, results) in choices.iter().zip(results.chunks_exact(n_rows)) {
+        let token = *choice as usize / n_used;
+        let weight = weights[*choice as usize];
+        let sums = &mut sums[token * n_rows..(token + 1) * n_rows];
+        for (sum, result) in sums.iter_mut().zip(results) {
+            *sum += weight * result;
+        }
     }
 }
 
@@ -156,16 +180,7 @@ impl TileKernel for Down {
                         let hidden: &[u8] = sources.values(*operand);
                         let hidden = &hidden[choices.start * row_bytes..choices.end * row_bytes];
                         matrix.multiply(sources, rows.clone(), hidden, results);
-                        for (choice, results) in
-                            grouping.choices[choices].iter().zip(results.chunks_exact(n_rows))
-                        {
-                            let token = *choice as usize / n_used;
-                            let weight = weights[*choice as usize];
-                            let sums = &mut sums[token * n_rows..(token + 1) * n_rows];
-                            for (sum, result) in sums.iter_mut().zip(results) {
-                                *sum += weight * result;
-                            }
-                        }
+                        add_results(&grouping.choices[choices], weights, n_used, n_rows, results, sums);
                     }
                     for (token, sums) in sums.chunks_exact(n_rows).enumerate() {
                         output.write(token * n_embd + first, sums);
@@ -187,14 +202,15 @@ pub(crate) fn experts(
     x: &Tensor,
     ids: &Tensor,
     weights: &Tensor,
+    stream: Option<&Stream>,
     beside: Option<Beside<'_>>,
 ) -> Option<Tensor> {
     let [n_embd, n_tokens, ..] = x.ne();
-    let gate = Bank::new(banks[0], 1)?;
-    let up = Bank::new(banks[1], 1 + gate.kinds.len())?;
-    let down = Bank::new(banks[2], 2)?;
+    let gate = Bank::new(banks[0], 1, stream.is_some())?;
+    let up = Bank::new(banks[1], 1 + gate.kinds.len(), stream.is_some())?;
+    let down = Bank::new(banks[2], 2, stream.is_some())?;
     let (n_expert, n_ff) = (gate.experts.len(), gate.n_rows());
-    let anchor = gate.anchor().clone();
+    let anchor = stream.map_or_else(|| gate.anchor().clone(), |stream| stream.anchor.clone());
     let ids = &g.contiguous(ids);
 
     let along: &[&Tensor] = if beside.is_some() { &[ids, weights] } else { &[] };
@@ -212,23 +228,34 @@ pub(crate) fn experts(
             rows
         }));
     }
+    let early = stream.and_then(|stream| stream.early.clone()).map(|early| {
+        operands.push(early);
+        operands.len() - 1
+    });
     operands.push(anchor.clone());
     let missing = beside.map(|beside| {
         made.iter().for_each(|(_, rows)| g.expand(rows));
         (beside.launch)();
         beside.missing.clone()
     });
-    let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
-    let kernel = GateUp { gate, up, ours: ours(operands.len()) };
+    let ours = |table: usize| Ours { table: missing.as_ref().map(|_| table) };
+    let downs = down.kinds.clone();
+    let n_down_operands = 2 + downs.len() + 1;
+    let (gate_up, down): (Arc<dyn TileKernel>, Arc<dyn TileKernel>) = match stream {
+        Some(stream) => streamed::kernels(stream, gate, up, down, early),
+        None => (
+            Arc::new(GateUp { gate, up, ours: ours(operands.len()) }),
+            Arc::new(Down { down, ours: ours(n_down_operands) }),
+        ),
+    };
     operands.extend(missing.clone());
     let operands: Vec<&Tensor> = operands.iter().collect();
-    let hidden = g.custom_tiles(&[n_ff, ids.n_elements()], &operands, Arc::new(kernel));
+    let hidden = g.custom_tiles(&[n_ff, ids.n_elements()], &operands, gate_up);
 
     let mut operands = vec![ids.clone(), weights.clone()];
-    operands.extend(down.kinds.iter().map(|kind| quantized(g, &hidden, *kind, &anchor)));
+    operands.extend(downs.iter().map(|kind| quantized(g, &hidden, *kind, &anchor)));
     operands.push(anchor);
-    let kernel = Down { down, ours: ours(operands.len()) };
     operands.extend(missing.clone());
     let operands: Vec<&Tensor> = operands.iter().collect();
-    Some(g.custom_tiles(&[n_embd, n_tokens], &operands, Arc::new(kernel)))
+    Some(g.custom_tiles(&[n_embd, n_tokens], &operands, down))
 }

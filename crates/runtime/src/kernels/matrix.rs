@@ -5,7 +5,7 @@ use quants::TensorType;
 use quants::matmul::{self, ActivationKind};
 use std::ops::Range;
 
-/// A matrix `[n_cols, n_rows]` in host memory, in the layout of files.
+/// A matrix `[n_cols, n_rows]` in the layout of files.
 #[derive(Clone)]
 pub(crate) struct Matrix {
     tensor: Tensor,
@@ -25,12 +25,22 @@ const MAX_TILE_ROWS: usize = 128;
 const TILE_STEP: usize = 16;
 
 impl Matrix {
-    /// The `index`-th matrix of `tensor: [n_cols, n_rows, n]`.
+    /// The `index`-th matrix of `tensor: [n_cols, n_rows, n]`, in host memory.
     ///
     /// # Panics
     /// When the tensor is not [`served`].
     pub fn new(tensor: &Tensor, index: usize) -> Matrix {
-        let ty = served_type(tensor).expect("callers ask first");
+        assert!(tensor.is_host_weight(), "callers ask first");
+        Matrix::somewhere(tensor, index)
+    }
+
+    /// As [`new`](Self::new), for a tensor that may have no place: then its bytes come to
+    /// [`multiply_bytes`](Self::multiply_bytes) from elsewhere.
+    ///
+    /// # Panics
+    /// When there are no kernels for its type.
+    pub fn somewhere(tensor: &Tensor, index: usize) -> Matrix {
+        let ty = multiplied_type(tensor).expect("callers ask first");
         let (ne, nb) = (tensor.ne(), tensor.nb());
         assert!(index < ne[2], "matrix {index} of {tensor:?}");
         Matrix {
@@ -63,18 +73,27 @@ impl Matrix {
     /// `out`.
     pub fn multiply(&self, sources: &Sources<'_>, rows: Range<usize>, activations: &[u8], out: &mut [f32]) {
         let bytes = &sources.weight(&self.tensor)[self.offset..];
-        let bytes = &bytes[rows.start * self.row_bytes..rows.end * self.row_bytes];
-        matmul::multiply(self.ty, bytes, self.n_cols, activations, out, rows.len())
+        self.multiply_bytes(&bytes[rows.start * self.row_bytes..rows.end * self.row_bytes], activations, out);
+    }
+
+    /// As [`multiply`](Self::multiply), of the weight rows in `bytes`.
+    pub fn multiply_bytes(&self, bytes: &[u8], activations: &[u8], out: &mut [f32]) {
+        let n_rows = bytes.len() / self.row_bytes;
+        matmul::multiply(self.ty, bytes, self.n_cols, activations, out, n_rows)
             .expect("sizes follow from the model's shapes");
+    }
+
+    /// The weight rows `rows` within `tile`, whose first row is that numbered `first`.
+    pub fn rows_of_tile<'t>(&self, tile: &'t [u8], first: usize, rows: &Range<usize>) -> &'t [u8] {
+        &tile[(rows.start - first) * self.row_bytes..(rows.end - first) * self.row_bytes]
     }
 }
 
 /// Whether there are kernels for a weight where it lies.
 pub(crate) fn served(tensor: &Tensor) -> bool {
-    served_type(tensor).is_some()
+    multiplied_type(tensor).is_some() && tensor.is_host_weight()
 }
 
-fn served_type(tensor: &Tensor) -> Option<TensorType> {
-    let ty = TensorType::from_id(tensor.ty().id()).filter(|ty| matmul::supports(*ty))?;
-    tensor.is_host_weight().then_some(ty)
+fn multiplied_type(tensor: &Tensor) -> Option<TensorType> {
+    TensorType::from_id(tensor.ty().id()).filter(|ty| matmul::supports(*ty))
 }

@@ -5,6 +5,9 @@
 //! product; the hidden rows, quantized; down and the weighted sum. Each node cuts its matrices into tiles of rows that
 //! the threads take one by one, so that every weight is read once in a pass and a thread that is held up delays nobody.
 //!
+//! Experts that are not in memory come from a pool, tile by tile; `streamed` is the same computation in the order in which
+//! tiles arrive.
+//!
 //! A token's results don't depend on the others in its batch, nor on the number of threads: a dot product is a function
 //! of its two rows, and a token's experts are added up in their own order.
 
@@ -14,11 +17,13 @@ mod grouping;
 mod matrix;
 mod projection;
 mod silu;
+mod streamed;
 
 pub(crate) use activations::quantized;
 pub(crate) use experts::{Beside, experts};
 pub(crate) use matrix::{Matrix, served};
 pub(crate) use projection::project;
+pub(crate) use streamed::Stream;
 
 /// Whose code multiplies with weights that the CPU computes with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! Finds the tensor of every role, checks its shape and type, and creates the handles the graph will use.
 
-use super::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Layer, Linear, ModelOptions, Weights};
+use super::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Layer, Linear, ModelOptions, Weights, stream};
 use crate::Error;
 use crate::kernels::Kernels;
 use crate::residency::{Placement, Repack};
 use crate::slots::LayerSlots;
+use expert_pool::{LayerSource, MatrixSource};
 use ggml::{BufferType, Context, Device, DeviceKind, Tensor, Type};
 use gguf::{Gguf, TensorInfo};
 use model_spec::{HyperParams, TensorId, TensorKind, TensorRole};
@@ -64,6 +65,8 @@ pub(super) struct Binder<'a> {
     pub tables: Vec<Table>,
     /// The layers that have slots, and where these are.
     pub slots: Vec<(BufferType, Arc<LayerSlots>)>,
+    /// Layers whose experts are streamed, in order.
+    pub streamed: Vec<LayerSource>,
 }
 
 impl<'a> Binder<'a> {
@@ -75,10 +78,18 @@ impl<'a> Binder<'a> {
     ) -> Self {
         // Every tensor of the file at most twice (tried contiguous, then strided) and two tables per expert group.
         // Slots: three tensors and two tables for each group, of which there are no more than experts, and one table.
-        let slots = hparams.n_layer as usize * (5 * hparams.n_expert as usize + 1);
-        let context = Context::new(4 * gguf.tensors().len() + slots + 8);
-        let (pending, tables, slots) = (Vec::new(), Vec::new(), Vec::new());
-        Binder { gguf, hparams, placement, options, context, pending, tables, slots }
+        let n_slots = hparams.n_layer as usize * (5 * hparams.n_expert as usize + 1);
+        Binder {
+            gguf,
+            hparams,
+            placement,
+            options,
+            context: Context::new(4 * gguf.tensors().len() + n_slots + 8),
+            pending: Vec::new(),
+            tables: Vec::new(),
+            slots: Vec::new(),
+            streamed: Vec::new(),
+        }
     }
 
     /// Handles for all roles.
@@ -120,13 +131,16 @@ impl<'a> Binder<'a> {
             o: self.linear(id(AttnOutput))?,
             ffn_norm: self.vector(id(FfnNorm))?,
             ffn: if self.hparams.is_moe() {
-                FeedForward::Experts {
-                    router: self.matrix(id(FfnGateInp), Use::Multiply)?,
-                    gate: self.experts(FfnGate, layer)?,
-                    up: self.experts(FfnUp, layer)?,
-                    down: self.experts(FfnDown, layer)?,
-                    slots: self.layer_slots(layer)?,
-                }
+                let router = self.matrix(id(FfnGateInp), Use::Multiply)?;
+                let (gate, gates) = self.experts(FfnGate, layer)?;
+                let (up, ups) = self.experts(FfnUp, layer)?;
+                let (down, downs) = self.experts(FfnDown, layer)?;
+                let slots = self.layer_slots(layer)?;
+                let streamed = self.is_streamed().then(|| {
+                    self.streamed.push(LayerSource { gate: gates, up: ups, down: downs });
+                    self.streamed.len() - 1
+                });
+                FeedForward::Experts { router, gate, up, down, slots, streamed }
             } else {
                 FeedForward::Dense {
                     gate: self.linear(id(FfnGate))?,
@@ -160,19 +174,23 @@ impl<'a> Binder<'a> {
         Ok(self.create(&info.name, &[info], place, used)?.tensor.clone())
     }
 
-    /// One projection of all experts: the stacked tensor where the file has it, else each expert's own.
-    fn experts(&mut self, role: TensorRole, layer: u32) -> Result<ExpertBank, Error> {
+    /// One projection of all experts: the stacked tensor where the file has it, else each expert's own. And where they lie
+    /// in the file, when they are streamed.
+    fn experts(&mut self, role: TensorRole, layer: u32) -> Result<(ExpertBank, Vec<MatrixSource>), Error> {
         let n_expert = self.hparams.n_expert;
         let stacked = TensorId::in_layer(role.stacked().expect("a feed-forward projection"), layer);
         let first = TensorId::of_expert(role, layer, 0);
         if self.find(&stacked).is_some() || self.find(&first).is_none() {
-            return Ok(ExpertBank {
-                groups: vec![ExpertGroup {
-                    weights: self.matrix(stacked, Use::MultiplyByExpert)?,
-                    members: Vec::new(),
-                    route: None,
-                }],
-            });
+            let (weights, sources) = if self.is_streamed() {
+                let info = self.checked(&stacked)?;
+                self.check_streamable(info)?;
+                let handle = self.context.tensor(&info.name, Type::from_id(info.ty.id())?, &extents(info));
+                (handle, stream::sources(&[info], n_expert as usize))
+            } else {
+                (self.matrix(stacked, Use::MultiplyByExpert)?, Vec::new())
+            };
+            let groups = vec![ExpertGroup { weights, members: Vec::new(), route: None }];
+            return Ok((ExpertBank { groups }, sources));
         }
         let mut groups: Vec<(TensorType, BufferType, Vec<u32>)> = Vec::new();
         for expert in 0..n_expert {
@@ -185,18 +203,42 @@ impl<'a> Binder<'a> {
                 None => groups.push((info.ty, place, vec![expert])),
             }
         }
+        let infos = |members: &mut dyn Iterator<Item = u32>| {
+            members.map(|expert| self.info(&TensorId::of_expert(role, layer, expert))).collect()
+        };
+        let all: Vec<&TensorInfo> = infos(&mut (0..n_expert))?;
+        let of_group: Vec<Vec<&TensorInfo>> = groups
+            .iter()
+            .map(|(_, _, members)| infos(&mut members.iter().copied()))
+            .collect::<Result<_, Error>>()?;
         let single = groups.len() == 1;
-        let groups = groups.into_iter().enumerate().map(|(number, (_, place, members))| {
-            let infos = members
-                .iter()
-                .map(|expert| self.info(&TensorId::of_expert(role, layer, *expert)))
-                .collect::<Result<Vec<_>, _>>()?;
-            let name = format!("blk.{layer}.{}.group{number}", role.base_name());
-            let weights = self.create(&name, &infos, place, Use::MultiplyByExpert)?.tensor.clone();
-            let route = (!single).then(|| self.route(&name, &members));
-            Ok(ExpertGroup { weights, members, route })
-        });
-        Ok(ExpertBank { groups: groups.collect::<Result<_, Error>>()? })
+        let groups =
+            groups.into_iter().zip(of_group).enumerate().map(|(number, ((_, place, members), infos))| {
+                let name = format!("blk.{layer}.{}.group{number}", role.base_name());
+                if self.is_streamed() {
+                    self.check_streamable(infos[0])?;
+                    let mut ne = extents(infos[0]);
+                    ne.push(infos.len());
+                    let weights = self.context.tensor(&name, Type::from_id(infos[0].ty.id())?, &ne);
+                    return Ok(ExpertGroup { weights, members, route: None });
+                }
+                let weights = self.create(&name, &infos, place, Use::MultiplyByExpert)?.tensor.clone();
+                let route = (!single).then(|| self.route(&name, &members));
+                Ok(ExpertGroup { weights, members, route })
+            });
+        let groups = groups.collect::<Result<_, Error>>()?;
+        let sources = if self.is_streamed() { stream::sources(&all, 1) } else { Vec::new() };
+        Ok((ExpertBank { groups }, sources))
+    }
+
+    fn is_streamed(&self) -> bool {
+        self.options.expert_pool_bytes.is_some()
+    }
+
+    fn check_streamable(&self, info: &TensorInfo) -> Result<(), Error> {
+        let served = quants::matmul::supports(info.ty);
+        let expected = "for --expert-pool a type that --kernels bruce multiplies";
+        if served { Ok(()) } else { Err(self.wrong_type(info, expected)) }
     }
 
     fn route(&mut self, name: &str, members: &[u32]) -> GroupRoute {
@@ -261,7 +303,7 @@ impl<'a> Binder<'a> {
     ) -> Result<&Pending<'a>, Error> {
         let first = pieces[0];
         let ty = Type::from_id(first.ty.id())?;
-        let mut ne: Vec<usize> = first.ne.iter().map(|n| *n as usize).collect();
+        let mut ne = extents(first);
         if pieces.len() > 1 {
             ne.truncate(2);
             ne.push(pieces.len());
@@ -301,6 +343,10 @@ impl<'a> Binder<'a> {
         let by_expert = used == Use::MultiplyByExpert;
         self.placement.repacked().iter().copied().find(|ty| cpu.multiplies_from(*ty, weight, by_expert))
     }
+}
+
+fn extents(info: &TensorInfo) -> Vec<usize> {
+    info.ne.iter().map(|n| *n as usize).collect()
 }
 
 /// The distance between neighbours when tensors of one size lie at equal distances in one file.

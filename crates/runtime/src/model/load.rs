@@ -1,11 +1,12 @@
 //! Puts the bytes of the weights where the placement wants them.
 
 use super::bind::{Binder, Pending, Table};
-use super::{LoadProgress, ModelOptions, Weights};
+use super::{LoadProgress, ModelOptions, Weights, stream};
 use crate::Error;
 use crate::memory::Free;
 use crate::residency::Placement;
 use crate::slots::LayerSlots;
+use expert_pool::{Files, Pool};
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::HyperParams;
@@ -17,6 +18,8 @@ pub(super) struct Loaded {
     pub sizes: Vec<(BufferType, u64)>,
     /// The layers that have slots.
     pub slots: Vec<Arc<LayerSlots>>,
+    /// Where streamed experts come from.
+    pub expert_pool: Option<Arc<Pool>>,
 }
 
 pub(super) fn load(
@@ -31,7 +34,8 @@ pub(super) fn load(
     let (mapped, copied): (Vec<&Pending<'_>>, Vec<&Pending<'_>>) =
         binder.pending.iter().partition(|p| p.in_place);
     lend(gguf, &mapped, options.mlock)?;
-    copy(gguf, placement, &copied, progress)?;
+    let direct = options.expert_pool_bytes.map(|_| Files::open(gguf.parts())).transpose()?;
+    copy(gguf, placement, direct.as_ref(), &copied, progress)?;
     fill_tables(&binder.tables)?;
     place_slot_tables(&binder.slots)?;
 
@@ -44,7 +48,10 @@ pub(super) fn load(
         }
     }
     let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();
-    Ok(Loaded { weights, sizes, slots })
+    let dense_bytes = sizes.iter().map(|(_, bytes)| bytes).sum();
+    let pool = |size_bytes| stream::pool(gguf, &binder.streamed, size_bytes, dense_bytes);
+    let expert_pool = options.expert_pool_bytes.map(pool).transpose()?;
+    Ok(Loaded { weights, sizes, slots, expert_pool })
 }
 
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host.
@@ -71,10 +78,12 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
     Ok(())
 }
 
-/// Allocates one buffer for each kind of memory and copies the file's bytes into it.
+/// Allocates one buffer for each kind of memory and copies the file's bytes into it, past the page cache through `direct`
+/// if that is given.
 fn copy(
     gguf: &Gguf,
     placement: &Placement,
+    direct: Option<&Files>,
     copied: &[&Pending<'_>],
     progress: &mut dyn LoadProgress,
 ) -> Result<(), Error> {
@@ -98,8 +107,17 @@ fn copy(
     let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size as u64).sum();
     let mut done = 0;
     for pending in copied {
+        let is_repacked = placement.repacked().contains(&pending.place);
+        if let (&[ref piece], Some(files)) = (&pending.pieces[..], direct) {
+            let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(at, bytes);
+            let offset = piece.info.offset + piece.start as u64;
+            files.read_tensor(piece.info.part, offset, piece.size as u64, &piece.info.name, &mut write)?;
+            done += piece.size as u64;
+            progress.bytes(done, total);
+            continue;
+        }
         let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
-        if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
+        if pending.pieces.len() > 1 && is_repacked {
             // A layout of its own is made from all of the bytes at once.
             pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
         } else {

@@ -4,12 +4,14 @@ mod bind;
 mod check;
 mod load;
 mod slots;
+mod stream;
 
 use crate::Error;
 use crate::kernels::Kernels;
 use crate::residency::{Placement, PlacementOptions};
 use crate::slots::{LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
+use expert_pool::Pool;
 use ggml::{BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::{FileType, HyperParams, TensorId, TensorRole, keys};
@@ -33,6 +35,9 @@ pub struct ModelOptions {
     pub rope: RopeOverrides,
     /// Whose kernels multiply on the CPU; by the model's size where `None`.
     pub kernels: Option<Kernels>,
+    /// Experts are read from the file when tokens take them, into a pool of so many bytes; all other weights are copied
+    /// into memory. The CPU computes, with [`Kernels::Bruce`].
+    pub expert_pool_bytes: Option<u64>,
 }
 
 impl Default for ModelOptions {
@@ -45,6 +50,7 @@ impl Default for ModelOptions {
             n_expert_used: None,
             rope: RopeOverrides::default(),
             kernels: None,
+            expert_pool_bytes: None,
         }
     }
 }
@@ -93,6 +99,7 @@ pub struct Model {
     sizes: Vec<(BufferType, u64)>,
     kernels: Kernels,
     slots: Option<SlotCache>,
+    expert_pool: Option<Arc<Pool>>,
 }
 
 /// What is read and multiplied for one token.
@@ -146,6 +153,8 @@ pub(crate) enum FeedForward {
         down: ExpertBank,
         /// Copies of some experts on the layer's device; the banks are then all on the host.
         slots: Option<Arc<LayerSlots>>,
+        /// The layer's number in the pool that its experts come from; their tensors then have no data.
+        streamed: Option<usize>,
     },
 }
 
@@ -198,8 +207,14 @@ impl Model {
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())
             .map_err(|source| Error::Tokenizer { path: path.to_path_buf(), source })?;
         let size_bytes = gguf.tensors().iter().map(|tensor| tensor.size).sum();
-        let kernels = options.kernels.unwrap_or_else(|| Kernels::for_weights(size_bytes));
-        let options = &ModelOptions { kernels: Some(kernels), ..options.clone() };
+        let streamed = options.expert_pool_bytes.is_some();
+        let usual = if streamed { Kernels::Bruce } else { Kernels::for_weights(size_bytes) };
+        let kernels = options.kernels.unwrap_or(usual);
+        let mut options = ModelOptions { kernels: Some(kernels), ..options.clone() };
+        if streamed {
+            stream::prepare(&hparams, &mut options)?;
+        }
+        let options = &options;
         let n_expert_used = experts_used(&hparams, options.n_expert_used)?;
         let rope = rope(&hparams, &options.rope);
         let placement = Placement::plan(&hparams, gguf.tensors(), &options.placement)?;
@@ -221,6 +236,7 @@ impl Model {
             sizes: loaded.sizes,
             kernels,
             slots,
+            expert_pool: loaded.expert_pool,
         }))
     }
 
@@ -313,6 +329,11 @@ impl Model {
     /// Whose kernels multiply on the CPU.
     pub fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    /// Where experts come from that are read when tokens take them.
+    pub fn expert_pool(&self) -> Option<&Arc<Pool>> {
+        self.expert_pool.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

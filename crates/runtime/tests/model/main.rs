@@ -8,3 +8,4 @@ mod placement;
 mod saved_contexts;
 mod sessions;
 mod slots;
+mod streaming;

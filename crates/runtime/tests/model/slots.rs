@@ -244,7 +244,7 @@ fn slots_beyond_the_devices_memory_are_an_error_with_bytes() {
         panic!("slots of 9 MB in a device of 4 MB")
     };
     let text = error.to_string();
-    assert!(matches!(error, Error::Ggml(ggml::Error::OutOfMemory { .. })), "{text}");
+    assert!(matches!(error, Error::WeightMemory { .. }), "{text}");
     assert!(text.contains(&device) && text.contains("bytes"), "{text}");
 }
 

@@ -84,6 +84,11 @@ pub struct LoadArgs {
     #[arg(long, value_name = "NAME", value_parser = kernels_parser())]
     kernels: Option<Kernels>,
 
+    /// Keep no more than so much of the experts in memory (800M, 6G) and read the others when tokens take them, for models
+    /// that are larger than the memory; the CPU computes
+    #[arg(long, value_name = "SIZE", value_parser = super::values::size)]
+    expert_pool: Option<u64>,
+
     /// Check every weight for NaN and infinities first
     #[arg(long)]
     check_tensors: bool,
@@ -288,6 +293,7 @@ impl LoadArgs {
             mlock,
             check_tensors: self.check_tensors,
             kernels: self.kernels,
+            expert_pool_bytes: self.expert_pool,
             placement: placement.options(),
             n_expert_used: self.experts,
             rope: RopeOverrides {

@@ -1,0 +1,71 @@
+//! Why experts can't be had.
+
+use std::path::PathBuf;
+
+/// An error of the pool, with the evidence.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The pool would be too small to compute with.
+    #[error(
+        "a pool of {found_bytes} bytes for experts is too small: this model needs at least {needed_bytes}"
+    )]
+    TooSmall {
+        /// What was given.
+        found_bytes: u64,
+        /// The least that works.
+        needed_bytes: u64,
+    },
+    /// A model file can't be opened for reading by position.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A part of an expert can't be read.
+    #[error("{}: tensor {tensor}: {n_bytes} bytes at {offset} can't be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's GGUF name.
+        tensor: String,
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// How many bytes.
+        n_bytes: usize,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file ends before the expert does.
+    #[error(
+        "{}: tensor {tensor}: found the end of the file at byte {end}, expected {n_bytes} bytes at {offset}; the file was truncated while in use", path.display()
+    )]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's GGUF name.
+        tensor: String,
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// How many bytes.
+        n_bytes: usize,
+        /// Where the file ends now.
+        end: u64,
+    },
+    /// There is no memory for a tile, though the pool has room.
+    #[error("{size_bytes} bytes for experts can't be allocated: {source}")]
+    Memory {
+        /// How much was asked for.
+        size_bytes: usize,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Reader threads can't be started.
+    #[error("threads that read experts can't be started: {0}")]
+    Threads(std::io::Error),
+    /// The computation was stopped by its flag.
+    #[error("stopped")]
+    Stopped,
+}

@@ -1,0 +1,242 @@
+//! Files read by position and past the page cache, where the system can.
+
+use crate::Error;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Something that is read by position.
+pub trait ReadAt: Send + Sync {
+    /// Fills the beginning of `buffer` with what lies at `offset`, and says how many bytes that were; 0 at the end.
+    /// `buffer` is aligned to pages, and `offset` and its length are multiples of a page.
+    ///
+    /// # Errors
+    /// As the system has it.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// The files of a model, and how they are read.
+pub struct Files {
+    pub(crate) files: Vec<(PathBuf, Box<dyn ReadAt>)>,
+}
+
+impl Files {
+    /// Opens files for direct reading. Where the file system refuses that, they are read through the page cache, and what
+    /// was read is dropped from it.
+    ///
+    /// # Errors
+    /// [`Error::Open`].
+    pub fn open(paths: &[PathBuf]) -> Result<Files, Error> {
+        let open = |path: &PathBuf| {
+            let file = ModelFile::open(path);
+            let file = file.map_err(|source| Error::Open { path: path.clone(), source })?;
+            Ok((path.clone(), Box::new(file) as Box<dyn ReadAt>))
+        };
+        Ok(Files { files: paths.iter().map(open).collect::<Result<_, Error>>()? })
+    }
+
+    /// Other sources under these names.
+    pub fn new(files: Vec<(PathBuf, Box<dyn ReadAt>)>) -> Files {
+        Files { files }
+    }
+
+    /// Fills `window` with the file's bytes from `start` on, and at least the first `needed` of them. `what` names the
+    /// tensor in errors.
+    pub(crate) fn read(
+        &self,
+        file: usize,
+        start: u64,
+        needed: usize,
+        window: &mut [u8],
+        what: &str,
+    ) -> Result<(), Error> {
+        let (path, source) = &self.files[file];
+        let mut done = 0;
+        while done < needed {
+            // After a short read the next begins at a page again, as direct reading demands.
+            let from = done / crate::buffer::PAGE * crate::buffer::PAGE;
+            let fail = |source| Error::Read {
+                path: path.clone(),
+                tensor: what.to_owned(),
+                offset: start + from as u64,
+                n_bytes: needed - from,
+                source,
+            };
+            match source.read_at(&mut window[from..], start + from as u64) {
+                Ok(n) if from + n > done => done = from + n,
+                Ok(_) => {
+                    return Err(Error::Truncated {
+                        path: path.clone(),
+                        tensor: what.to_owned(),
+                        offset: start,
+                        n_bytes: needed,
+                        end: start + done as u64,
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(fail(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lends the bytes of a tensor to `use_bytes` in pieces of some MiB, each with its offset in the tensor.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Truncated`] with the tensor's name; [`Error::Memory`].
+    pub fn read_tensor(
+        &self,
+        file: usize,
+        offset: u64,
+        size_bytes: u64,
+        name: &str,
+        use_bytes: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), Error> {
+        const PIECE: usize = 8 << 20;
+        let page = crate::buffer::PAGE as u64;
+        let memory_bytes = PIECE.min(size_bytes as usize).next_multiple_of(page as usize) + page as usize;
+        let mut memory = crate::buffer::allocate(memory_bytes)
+            .map_err(|source| Error::Memory { size_bytes: memory_bytes, source })?;
+        let mut done = 0u64;
+        while done < size_bytes {
+            let n = (size_bytes - done).min(PIECE as u64) as usize;
+            let start = (offset + done) / page * page;
+            let skip = (offset + done - start) as usize;
+            let window = &mut memory[..(skip + n).next_multiple_of(page as usize)];
+            self.read(file, start, skip + n, window, name)?;
+            use_bytes(done as usize, &memory[skip..skip + n]);
+            done += n as u64;
+        }
+        Ok(())
+    }
+}
+
+struct ModelFile {
+    /// None where the file system refuses.
+    direct: Option<File>,
+    buffered: File,
+    /// Direct reading was tried and refused.
+    refused: AtomicBool,
+}
+
+impl ModelFile {
+    fn open(path: &Path) -> io::Result<ModelFile> {
+        let buffered = File::open(path)?;
+        Ok(ModelFile { direct: open_direct(path), buffered, refused: AtomicBool::new(false) })
+    }
+}
+
+impl ReadAt for ModelFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(direct) = self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed)) {
+            match read_at(direct, buffer, offset) {
+                // What a file system says that opens files for direct reading and then can't.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.refused.store(true, Ordering::Relaxed);
+                }
+                done => return done,
+            }
+        }
+        let n = read_at(&self.buffered, buffer, offset)?;
+        forget(&self.buffered, offset, n);
+        Ok(n)
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &Path) -> Option<File> {
+    None
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+/// Asks the system to drop what was read from its cache. Advice only.
+#[cfg(target_os = "linux")]
+fn forget(file: &File, offset: u64, n_bytes: usize) {
+    let len = std::num::NonZeroU64::new(n_bytes as u64);
+    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_: &File, _: u64, _: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_of(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        std::fs::write(&path, bytes).expect("written");
+        (dir, path)
+    }
+
+    #[test]
+    fn bytes_arrive_wherever_they_lie() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * i) >> 3) as u8).collect();
+        let (_dir, path) = file_of(&bytes);
+        let files = Files::open(&[path]).expect("it is there");
+        for (offset, size) in [(0usize, 100_000usize), (1, 99_999), (4095, 2), (4096, 4096), (99_999, 1)] {
+            let mut found = Vec::new();
+            let mut take = |at: usize, piece: &[u8]| {
+                assert_eq!(at, found.len());
+                found.extend_from_slice(piece);
+            };
+            files.read_tensor(0, offset as u64, size as u64, "t", &mut take).expect("read");
+            assert!(found == bytes[offset..offset + size], "{size} at {offset}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_named_with_the_tensor() {
+        let (_dir, path) = file_of(&[1; 5000]);
+        let files = Files::open(std::slice::from_ref(&path)).expect("it is there");
+        let error =
+            files.read_tensor(0, 4000, 2000, "blk.0.x", &mut |_, _| ()).expect_err("1000 are missing");
+        let text = error.to_string();
+        assert!(matches!(error, Error::Truncated { end: 5000, .. }), "{error:?}");
+        assert!(text.contains("blk.0.x") && text.contains(&path.display().to_string()), "{text}");
+        assert!(matches!(Files::open(&[path.with_extension("no")]), Err(Error::Open { .. })));
+    }
+
+    struct Stutters;
+    impl ReadAt for Stutters {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            static CALLS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+            if CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            assert!(offset.is_multiple_of(4096));
+            let n = buffer.len().min(5000);
+            buffer[..n].iter_mut().zip(offset..).for_each(|(byte, at)| *byte = at as u8);
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn short_and_interrupted_reads_go_on() {
+        let files = Files::new(vec![(PathBuf::from("x"), Box::new(Stutters))]);
+        let mut seen = 0;
+        let mut take = |_: usize, piece: &[u8]| {
+            assert!(piece.iter().zip(7u64..).all(|(byte, at)| *byte == at as u8));
+            seen = piece.len();
+        };
+        files.read_tensor(0, 7, 20_000, "t", &mut take).expect("read");
+        assert_eq!(seen, 20_000);
+    }
+}

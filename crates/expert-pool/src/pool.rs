@@ -1,0 +1,266 @@
+//! The pool itself: the state behind its lock, threads that read, and threads that wait.
+
+use crate::Error;
+use crate::buffer::{self, Bytes, PAGE};
+use crate::file::Files;
+use crate::layout::{LayerSource, Layout};
+use crate::pass::Pass;
+use crate::state::{Job, Request, State};
+use crate::statistics::Statistics;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How a pool works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Memory for experts, in bytes.
+    pub size_bytes: u64,
+    /// Threads that read.
+    pub n_readers: usize,
+    /// Whether memory that no pass needed yet is filled while the disk idles.
+    pub fill: bool,
+}
+
+impl Options {
+    /// A pool of this size.
+    pub fn of_size(size_bytes: u64) -> Options {
+        Options { size_bytes, n_readers: 4, fill: true }
+    }
+}
+
+/// How often a thread that waits looks whether it should stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Experts in memory, and readers for the others.
+pub struct Pool {
+    shared: Arc<Shared>,
+    readers: Vec<JoinHandle<()>>,
+    turn: Mutex<()>,
+}
+
+struct Shared {
+    layout: Arc<Layout>,
+    files: Files,
+    state: Mutex<State>,
+    /// Readers may have something to do.
+    work: Condvar,
+    /// A tile has arrived, or none will.
+    ready: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Pool {
+    /// A pool for these layers, whose matrices lie in `files`, with its readers at work.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`], [`Error::Threads`].
+    ///
+    /// # Panics
+    /// When a layer's projections don't match.
+    pub fn new(files: Files, layers: &[LayerSource], options: Options) -> Result<Pool, Error> {
+        let layout = Arc::new(Layout::new(layers));
+        let n_readers = options.n_readers.max(1);
+        let needed_bytes = least_bytes(&layout, n_readers);
+        if options.size_bytes < needed_bytes {
+            return Err(Error::TooSmall { found_bytes: options.size_bytes, needed_bytes });
+        }
+        let budget = options.size_bytes.min(layout.all_bytes() as u64) as usize;
+        let state = Mutex::new(State::new(Arc::clone(&layout), budget, options.fill));
+        let shared = Shared { layout, files, state, work: Condvar::new(), ready: Condvar::new() };
+        let mut pool = Pool { shared: Arc::new(shared), readers: Vec::new(), turn: Mutex::new(()) };
+        for number in 0..n_readers {
+            let shared = Arc::clone(&pool.shared);
+            let reader = std::thread::Builder::new().name(format!("expert reader {number}"));
+            pool.readers.push(reader.spawn(move || read(&shared)).map_err(Error::Threads)?);
+        }
+        Ok(pool)
+    }
+
+    /// Bytes that a pool for these layers has at least.
+    pub fn least_bytes(layers: &[LayerSource], n_readers: usize) -> u64 {
+        least_bytes(&Layout::new(layers), n_readers.max(1))
+    }
+
+    /// Bytes that a pool for all experts of these layers takes; more are never used.
+    pub fn all_bytes(layers: &[LayerSource]) -> u64 {
+        Layout::new(layers).all_bytes() as u64
+    }
+
+    /// Begins a computation, after the one that is under way on another thread if there is one. `stop` ends it early.
+    pub fn begin(&self, stop: Arc<AtomicBool>) -> Turn<'_> {
+        let turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.shared.lock().begin(stop);
+        Turn { pool: self, _turn: turn }
+    }
+
+    /// The work of a layer for the batch that is being computed, the same for every thread that asks. Reading begins.
+    ///
+    /// `experts` are those taken, ascending, each with the number of tokens that took it; `steps` the rows of a piece of
+    /// work on gates and ups and on downs; `next` what the next layer will likely take.
+    pub fn enter(
+        &self,
+        layer: usize,
+        experts: &[(usize, usize)],
+        n_tokens: usize,
+        steps: [usize; 2],
+        next: &[usize],
+    ) -> Arc<Pass> {
+        let pass = self.shared.lock().enter(&Request { layer, experts, n_tokens, steps, next });
+        self.shared.work.notify_all();
+        pass
+    }
+
+    /// Waits for the tiles of a group (gates and ups come first in the numbering, then downs). None where they won't
+    /// come: the computation is stopped, or a file can't be read; [`Turn::finish`] then says why.
+    ///
+    /// The caller must hold no other lease.
+    pub fn lease<'a>(&'a self, pass: &'a Pass, group: usize) -> Option<Lease<'a>> {
+        let mut state = self.shared.lock();
+        loop {
+            if state.is_failed() {
+                return None;
+            }
+            if let Some(tiles) = state.take(pass, group) {
+                return Some(Lease { pool: self, pass, group, tiles, n_done: 0 });
+            }
+            if state.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                state.is_stopped = true;
+                self.shared.ready.notify_all();
+                return None;
+            }
+            state.waiting.enter();
+            // Readers may make more room for somebody who waits.
+            self.shared.work.notify_all();
+            let woken = self.shared.ready.wait_timeout(state, STOP_INTERVAL);
+            state = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            state.waiting.leave();
+        }
+    }
+
+    /// What happened so far.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.lock().statistics()
+    }
+}
+
+fn least_bytes(layout: &Layout, n_readers: usize) -> u64 {
+    let tiles = (layout.largest_group() + n_readers) as u64;
+    (tiles * layout.largest_tile() as u64).min(layout.all_bytes() as u64)
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().shutdown = true;
+        self.shared.work.notify_all();
+        for reader in self.readers.drain(..) {
+            // A reader that panicked has said so.
+            let _ = reader.join();
+        }
+    }
+}
+
+/// A computation that uses the pool; one at a time.
+pub struct Turn<'a> {
+    pool: &'a Pool,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Turn<'_> {
+    /// Ends the computation.
+    ///
+    /// # Errors
+    /// The first failure to read what it asked for, or [`Error::Stopped`]: then its results are not to be used.
+    pub fn finish(self) -> Result<(), Error> {
+        self.pool.shared.lock().finish()
+    }
+}
+
+/// The tiles of a group, in memory until the lease is dropped.
+pub struct Lease<'a> {
+    pool: &'a Pool,
+    pass: &'a Pass,
+    group: usize,
+    tiles: Vec<Arc<Bytes>>,
+    n_done: usize,
+}
+
+impl Lease<'_> {
+    /// Number of the group.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    /// Bytes of the `index`-th tile: gate and up, or the downs of the experts in their order.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn tile(&self, index: usize) -> &[u8] {
+        self.tiles[index].get()
+    }
+
+    /// Notes that a piece of the group's work is done.
+    pub fn done(&mut self) {
+        self.n_done += 1;
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.tiles.clear();
+        let left = &self.pass.left[self.group];
+        if self.n_done > 0 && left.fetch_sub(self.n_done, Ordering::AcqRel) == self.n_done {
+            self.pool.shared.lock().used_up(self.pass, self.group);
+            self.pool.shared.work.notify_all();
+        }
+    }
+}
+
+/// Reads as long as there is a pool.
+fn read(shared: &Shared) {
+    let mut state = shared.lock();
+    loop {
+        if state.shutdown {
+            return;
+        }
+        let Some(job) = state.next_job() else {
+            state = shared.work.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            continue;
+        };
+        state.reading.enter();
+        drop(state);
+        let tile = job.tile;
+        let (memory, done) = fetch(shared, job);
+        state = shared.lock();
+        state.reading.leave();
+        match (memory, done) {
+            (Some(memory), Ok(read_bytes)) => state.publish(tile, memory, read_bytes),
+            (memory, Err(error)) => state.fail(tile, memory, error),
+            (None, Ok(_)) => unreachable!("nothing is read into no memory"),
+        }
+        shared.ready.notify_all();
+    }
+}
+
+/// The memory, if there is any, and how many bytes were read into it.
+fn fetch(shared: &Shared, job: Job) -> (Option<memmap2::MmapMut>, Result<usize, Error>) {
+    drop(job.discarded);
+    let memory = job.memory.or_else(|size_bytes| {
+        buffer::allocate(size_bytes).map_err(|source| Error::Memory { size_bytes, source })
+    });
+    let mut memory = match memory {
+        Ok(memory) => memory,
+        Err(error) => return (None, Err(error)),
+    };
+    let place = &shared.layout.tiles[job.tile];
+    let n_bytes = place.needed().next_multiple_of(PAGE);
+    let name = &shared.layout.matrices[place.matrix].name;
+    let done = shared.files.read(place.file, place.start, place.needed(), &mut memory[..n_bytes], name);
+    (Some(memory), done.map(|()| n_bytes))
+}

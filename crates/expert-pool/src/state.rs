@@ -1,0 +1,493 @@
+//! What is in memory, what is wanted, and who makes room: decisions without threads and without reading.
+
+use crate::Error;
+use crate::buffer::Bytes;
+use crate::layout::{Layer, Layout};
+use crate::pass::{Group, Pass};
+use crate::statistics::{Busy, Statistics};
+use memmap2::MmapMut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+/// Tokens after which having been taken counts half: what traces of routers suggest, as `routing::cache` has it.
+const HALF_LIFE: f32 = 32.0;
+/// By how much an expert must be likelier than what is in memory to take its place for longer than a pass.
+const HYSTERESIS: f32 = 0.1;
+/// Tokens from which on a batch counts as a sweep over all experts.
+const SWEEP_TOKENS: usize = 32;
+/// Position of a tile that the present pass doesn't want (any more).
+const NONE: usize = usize::MAX;
+
+#[derive(Debug)]
+enum Data {
+    Absent,
+    Reading,
+    Ready(Arc<Bytes>),
+}
+
+#[derive(Debug)]
+struct Slot {
+    data: Data,
+    /// Where in the present pass it is multiplied with.
+    position: usize,
+    /// The next layer will likely want it.
+    hinted: bool,
+    /// Read for this pass or the next layer's, and not used yet.
+    staged: bool,
+    /// Not found in memory by any pass since it was read.
+    fresh: bool,
+    /// The turn that used it last.
+    used: u64,
+}
+
+/// Something to be read.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub tile: usize,
+    /// Where to, or how much memory to allocate for it.
+    pub memory: Result<MmapMut, usize>,
+    /// Memory to give back to the system first.
+    pub discarded: Vec<MmapMut>,
+}
+
+/// What room is needed for.
+#[derive(Clone, Copy)]
+enum Need {
+    /// The tile at this position of the pass.
+    Wanted(usize),
+    /// A tile of the next layer.
+    Hinted,
+}
+
+/// What a layer asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    pub layer: usize,
+    /// Experts taken, ascending, with the number of tokens that took each.
+    pub experts: &'a [(usize, usize)],
+    pub n_tokens: usize,
+    /// Rows of a piece of work on gates and ups, and on downs.
+    pub steps: [usize; 2],
+    /// Experts that the next layer will likely take.
+    pub next: &'a [usize],
+}
+
+/// Everything behind the lock.
+pub(crate) struct State {
+    pub layout: Arc<Layout>,
+    slots: Vec<Slot>,
+    /// Tiles of each matrix that are ready.
+    n_ready: Vec<u32>,
+    /// Share of the tokens that took each expert lately, 0 to 1.
+    scores: Vec<f32>,
+    budget_bytes: usize,
+    /// Bytes of all buffers, free ones included.
+    used_bytes: usize,
+    free: Vec<MmapMut>,
+    /// Tiles of the pass by position.
+    sequence: Vec<usize>,
+    cursor: usize,
+    hints: Vec<usize>,
+    hint_cursor: usize,
+    /// Memory that nobody uses is filled from here on; None where that is not wanted.
+    fill_cursor: Option<usize>,
+    pass: Option<Arc<Pass>>,
+    is_sweep: bool,
+    staged_bytes: usize,
+    window_bytes: usize,
+    turn: u64,
+    pub stop: Option<Arc<AtomicBool>>,
+    pub is_stopped: bool,
+    pub failure: Option<Error>,
+    pub shutdown: bool,
+    pub waiting: Busy,
+    pub reading: Busy,
+    hit_bytes: u64,
+    missed_bytes: u64,
+    read_bytes: u64,
+}
+
+impl State {
+    pub fn new(layout: Arc<Layout>, budget_bytes: usize, fill: bool) -> State {
+        let slot = || Slot {
+            data: Data::Absent,
+            position: NONE,
+            hinted: false,
+            staged: false,
+            fresh: true,
+            used: 0,
+        };
+        State {
+            slots: std::iter::repeat_with(slot).take(layout.tiles.len()).collect(),
+            n_ready: vec![0; layout.matrices.len()],
+            scores: vec![0.0; layout.n_scores],
+            budget_bytes,
+            used_bytes: 0,
+            free: Vec::new(),
+            sequence: Vec::new(),
+            cursor: 0,
+            hints: Vec::new(),
+            hint_cursor: 0,
+            fill_cursor: fill.then_some(0),
+            pass: None,
+            is_sweep: false,
+            staged_bytes: 0,
+            window_bytes: (budget_bytes / 8).min(256 << 20).max(2 * layout.largest_tile()),
+            turn: 0,
+            stop: None,
+            is_stopped: false,
+            failure: None,
+            shutdown: false,
+            waiting: Busy::default(),
+            reading: Busy::default(),
+            hit_bytes: 0,
+            missed_bytes: 0,
+            read_bytes: 0,
+            layout,
+        }
+    }
+
+    /// Begins a computation that `stop` ends early.
+    pub fn begin(&mut self, stop: Arc<AtomicBool>) {
+        self.forget_pass();
+        self.turn += 1;
+        self.pass = None;
+        self.stop = Some(stop);
+        self.is_stopped = false;
+        self.failure = None;
+    }
+
+    /// Ends it, and says whether everything was there.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.forget_pass();
+        match (self.failure.take(), self.is_stopped) {
+            (Some(error), _) => Err(error),
+            (None, true) => Err(Error::Stopped),
+            (None, false) => Ok(()),
+        }
+    }
+
+    pub fn is_failed(&self) -> bool {
+        self.failure.is_some() || self.is_stopped
+    }
+
+    fn forget_pass(&mut self) {
+        for tile in std::mem::take(&mut self.sequence) {
+            self.slots[tile].position = NONE;
+            self.unstage(tile);
+        }
+        for tile in std::mem::take(&mut self.hints) {
+            self.slots[tile].hinted = false;
+            self.unstage(tile);
+        }
+    }
+
+    /// The work of a layer; made by the first thread that asks in a computation, and then the same for all.
+    pub fn enter(&mut self, request: &Request<'_>) -> Arc<Pass> {
+        if let Some(pass) = self.pass.as_ref().filter(|pass| pass.layer == request.layer) {
+            return Arc::clone(pass);
+        }
+        let layout = Arc::clone(&self.layout);
+        let layer = &layout.layers[request.layer];
+        let mut groups = self.gate_up_groups(layer, request);
+        let n_gate_up = groups.len();
+        groups.extend(self.down_groups(layer, request));
+
+        // What was read ahead for this layer stays staged until it is used.
+        let hints = std::mem::take(&mut self.hints);
+        self.forget_pass();
+        for group in &groups {
+            for &tile in &group.tiles {
+                self.slots[tile].position = self.sequence.len();
+                self.sequence.push(tile);
+                let len = self.layout.tiles[tile].len as u64;
+                match self.slots[tile].data {
+                    Data::Ready(_) => self.hit_bytes += len,
+                    Data::Absent | Data::Reading => self.missed_bytes += len,
+                }
+            }
+        }
+        for tile in hints {
+            self.slots[tile].hinted = false;
+            if self.slots[tile].position == NONE {
+                self.unstage(tile);
+            }
+        }
+        self.cursor = 0;
+        self.is_sweep = request.n_tokens >= SWEEP_TOKENS;
+        self.count(layer, request);
+        self.hint(request);
+        let left = |group: &Group| {
+            let step = request.steps[usize::from(group.expert == NONE)];
+            AtomicUsize::new(group.rows.len().div_ceil(step.max(1)))
+        };
+        let pass = Arc::new(Pass {
+            layer: request.layer,
+            left: groups.iter().map(left).collect(),
+            groups,
+            n_gate_up,
+            tile_rows: layer.tile_rows,
+        });
+        self.pass = Some(Arc::clone(&pass));
+        pass
+    }
+
+    fn gate_up_groups(&self, layer: &Layer, request: &Request<'_>) -> Vec<Group> {
+        let mut groups = Vec::new();
+        for &(expert, _) in request.experts {
+            let [gate, up] = [layer.gate[expert], layer.up[expert]].map(|m| &self.layout.matrices[m].tiles);
+            for (index, tiles) in gate.clone().zip(up.clone()).enumerate() {
+                let rows = rows_of(index, layer.tile_rows[0], layer.n_rows[0]);
+                groups.push(Group { expert, rows, tiles: vec![tiles.0, tiles.1] });
+            }
+        }
+        groups.sort_by_key(|group| self.distance(group));
+        groups
+    }
+
+    fn down_groups(&self, layer: &Layer, request: &Request<'_>) -> Vec<Group> {
+        let n_tiles = layer.n_rows[1].div_ceil(layer.tile_rows[1]);
+        let first = |expert: usize| self.layout.matrices[layer.down[expert]].tiles.start;
+        let mut groups: Vec<Group> = (0..n_tiles)
+            .map(|index| Group {
+                expert: NONE,
+                rows: rows_of(index, layer.tile_rows[1], layer.n_rows[1]),
+                tiles: request.experts.iter().map(|(expert, _)| first(*expert) + index).collect(),
+            })
+            .collect();
+        groups.sort_by_key(|group| self.distance(group));
+        groups
+    }
+
+    /// 0 for a group that is in memory, 1 where the rest is on its way, 2 otherwise.
+    fn distance(&self, group: &Group) -> u8 {
+        let of_tile = |tile: &usize| match self.slots[*tile].data {
+            Data::Ready(_) => 0,
+            Data::Reading => 1,
+            Data::Absent => 2,
+        };
+        group.tiles.iter().map(of_tile).max().unwrap_or(0)
+    }
+
+    fn count(&mut self, layer: &Layer, request: &Request<'_>) {
+        let kept = 0.5f32.powf(request.n_tokens as f32 / HALF_LIFE);
+        let scores = &mut self.scores[layer.first_score..layer.first_score + layer.n_expert()];
+        scores.iter_mut().for_each(|score| *score *= kept);
+        for &(expert, n) in request.experts {
+            scores[expert] += (1.0 - kept) * n as f32 / request.n_tokens.max(1) as f32;
+        }
+    }
+
+    /// Notes what will be wanted after this pass: in a sweep all of the next layer, after the last one the first again.
+    fn hint(&mut self, request: &Request<'_>) {
+        self.hint_cursor = 0;
+        let mut next = request.layer + 1;
+        if self.is_sweep {
+            next %= self.layout.layers.len();
+        }
+        let layout = Arc::clone(&self.layout);
+        let Some(layer) = layout.layers.get(next).filter(|_| next != request.layer) else { return };
+        let experts: Vec<usize> =
+            if self.is_sweep { (0..layer.n_expert()).collect() } else { request.next.to_vec() };
+        let tiles = |matrix: usize| layout.matrices[matrix].tiles.clone();
+        for &expert in &experts {
+            let pairs = tiles(layer.gate[expert]).zip(tiles(layer.up[expert]));
+            self.hints.extend(pairs.flat_map(|(gate, up)| [gate, up]));
+        }
+        for &expert in &experts {
+            self.hints.extend(tiles(layer.down[expert]));
+        }
+        for &tile in &self.hints {
+            self.slots[tile].hinted = true;
+        }
+    }
+
+    /// The tiles of a group, once all are in memory.
+    pub fn take(&self, pass: &Pass, group: usize) -> Option<Vec<Arc<Bytes>>> {
+        let ready = |tile: &usize| match &self.slots[*tile].data {
+            Data::Ready(bytes) => Some(Arc::clone(bytes)),
+            Data::Absent | Data::Reading => None,
+        };
+        // No copies before it is sure that all are there: a tile that somebody holds makes no room.
+        let tiles = &pass.groups[group].tiles;
+        let all = tiles.iter().all(|tile| matches!(self.slots[*tile].data, Data::Ready(_)));
+        all.then(|| tiles.iter().filter_map(ready).collect())
+    }
+
+    /// Notes that a group is used up.
+    pub fn used_up(&mut self, pass: &Pass, group: usize) {
+        for &tile in &pass.groups[group].tiles {
+            let was_staged = self.slots[tile].staged;
+            self.unstage(tile);
+            let slot = &mut self.slots[tile];
+            slot.position = NONE;
+            slot.used = self.turn;
+            slot.fresh &= was_staged;
+        }
+    }
+
+    fn unstage(&mut self, tile: usize) {
+        if std::mem::take(&mut self.slots[tile].staged) {
+            self.staged_bytes -= self.layout.tiles[tile].capacity();
+        }
+    }
+
+    /// What a reader should do next; None where there is nothing, or no room until something is used up.
+    pub fn next_job(&mut self) -> Option<Job> {
+        if self.is_failed() {
+            return None;
+        }
+        let absent = |slot: &Slot| matches!(slot.data, Data::Absent);
+        while let Some(&tile) = self.sequence.get(self.cursor) {
+            if self.slots[tile].position == self.cursor && absent(&self.slots[tile]) {
+                return self.start(tile, Need::Wanted(self.cursor));
+            }
+            self.cursor += 1;
+        }
+        while let Some(&tile) = self.hints.get(self.hint_cursor) {
+            if absent(&self.slots[tile]) {
+                let job = self.start(tile, Need::Hinted);
+                self.hint_cursor += usize::from(job.is_some());
+                return job;
+            }
+            self.hint_cursor += 1;
+        }
+        while let Some(tile) = self.fill_cursor.filter(|tile| *tile < self.slots.len()) {
+            let capacity = self.layout.tiles[tile].capacity();
+            if self.used_bytes + capacity > self.budget_bytes {
+                self.fill_cursor = None;
+                break;
+            }
+            self.fill_cursor = Some(tile + 1);
+            if absent(&self.slots[tile]) {
+                self.used_bytes += capacity;
+                self.slots[tile].data = Data::Reading;
+                return Some(Job { tile, memory: Err(capacity), discarded: Vec::new() });
+            }
+        }
+        None
+    }
+
+    fn start(&mut self, tile: usize, need: Need) -> Option<Job> {
+        let capacity = self.layout.tiles[tile].capacity();
+        let mut discarded = Vec::new();
+        let memory = loop {
+            if let Some(index) = self.free.iter().position(|memory| memory.len() == capacity) {
+                break Ok(self.free.swap_remove(index));
+            }
+            if self.used_bytes + capacity <= self.budget_bytes {
+                self.used_bytes += capacity;
+                break Err(capacity);
+            }
+            if let Some(other) = self.free.pop() {
+                self.used_bytes -= other.len();
+                discarded.push(other);
+                continue;
+            }
+            match self.victim(need, capacity) {
+                Some(victim) => self.evict(victim),
+                None => {
+                    // What was taken apart on the way is room for the next attempt.
+                    self.used_bytes += discarded.iter().map(|memory| memory.len()).sum::<usize>();
+                    self.free.append(&mut discarded);
+                    return None;
+                }
+            }
+        };
+        let slot = &mut self.slots[tile];
+        slot.data = Data::Reading;
+        slot.staged = true;
+        self.staged_bytes += capacity;
+        Some(Job { tile, memory, discarded })
+    }
+
+    /// The tile in memory that is worth least.
+    fn victim(&self, need: Need, capacity: usize) -> Option<usize> {
+        let within_window = self.staged_bytes + capacity <= self.window_bytes;
+        let may_disturb = match need {
+            Need::Wanted(_) => !self.is_sweep || self.waiting.is_busy() || within_window,
+            Need::Hinted => within_window,
+        };
+        let mut least: Option<((u8, f32), usize)> = None;
+        for (matrix, _) in self.layout.matrices.iter().zip(&self.n_ready).filter(|(_, n)| **n > 0) {
+            for tile in matrix.tiles.clone().rev() {
+                let slot = &self.slots[tile];
+                let Data::Ready(bytes) = &slot.data else { continue };
+                if Arc::strong_count(bytes) > 1 {
+                    continue;
+                }
+                let worth = self.scores[matrix.score] - if slot.fresh { HYSTERESIS } else { 0.0 };
+                let was_swept = self.is_sweep && slot.used == self.turn;
+                let rank = match (need, slot.position) {
+                    (Need::Wanted(at), later) if later != NONE && later > at => (4, -(later as f32)),
+                    (_, wanted) if wanted != NONE => continue,
+                    (Need::Wanted(_), _) if slot.hinted => (3, worth),
+                    (Need::Hinted, _) if slot.hinted => continue,
+                    _ if was_swept && slot.fresh => (0, worth),
+                    _ if !may_disturb => continue,
+                    _ if was_swept => (1, worth),
+                    _ => (2, worth),
+                };
+                if least.is_none_or(|(rank_so_far, _)| rank < rank_so_far) {
+                    least = Some((rank, tile));
+                }
+            }
+        }
+        least.map(|(_, tile)| tile)
+    }
+
+    fn evict(&mut self, tile: usize) {
+        self.unstage(tile);
+        let slot = &mut self.slots[tile];
+        let data = std::mem::replace(&mut slot.data, Data::Absent);
+        slot.fresh = true;
+        if slot.position != NONE {
+            self.cursor = self.cursor.min(slot.position);
+        }
+        self.n_ready[self.layout.tiles[tile].matrix] -= 1;
+        if let Data::Ready(bytes) = data {
+            let bytes = Arc::into_inner(bytes).expect("nobody holds it, and copies are made under the lock");
+            self.free.push(bytes.memory);
+        }
+    }
+
+    /// Takes over what was read, of `read_bytes` in all.
+    pub fn publish(&mut self, tile: usize, memory: MmapMut, read_bytes: usize) {
+        let place = &self.layout.tiles[tile];
+        self.slots[tile].data = Data::Ready(Arc::new(Bytes { memory, skip: place.skip, len: place.len }));
+        self.n_ready[place.matrix] += 1;
+        self.read_bytes += read_bytes as u64;
+    }
+
+    /// Takes note of what could not be read. `memory` is what was to hold it.
+    pub fn fail(&mut self, tile: usize, memory: Option<MmapMut>, error: Error) {
+        match memory {
+            Some(memory) => self.free.push(memory),
+            None => self.used_bytes -= self.layout.tiles[tile].capacity(),
+        }
+        self.unstage(tile);
+        let slot = &mut self.slots[tile];
+        slot.data = Data::Absent;
+        if slot.position != NONE {
+            self.failure.get_or_insert(error);
+            return;
+        }
+        // Nobody waits for it. When somebody does, the error will be theirs.
+        self.hint_cursor = self.hints.len();
+        self.fill_cursor = None;
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            hit_bytes: self.hit_bytes,
+            missed_bytes: self.missed_bytes,
+            read_bytes: self.read_bytes,
+            reading: self.reading.total(),
+            waiting: self.waiting.total(),
+        }
+    }
+}
+
+fn rows_of(index: usize, tile_rows: usize, n_rows: usize) -> std::ops::Range<usize> {
+    index * tile_rows..((index + 1) * tile_rows).min(n_rows)
+}

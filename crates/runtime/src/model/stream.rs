@@ -1,0 +1,78 @@
+//! Experts that are read from the file when tokens take them.
+
+use super::ModelOptions;
+use crate::kernels::Kernels;
+use crate::residency::Repack;
+use crate::{Error, memory};
+use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool};
+use gguf::{Gguf, TensorInfo};
+use model_spec::HyperParams;
+use std::sync::Arc;
+
+/// Settles what streaming leaves no choice about.
+///
+/// # Errors
+/// [`Error::Option`] where something else was asked for, or the model has no experts.
+pub(super) fn prepare(hparams: &HyperParams, options: &mut ModelOptions) -> Result<(), Error> {
+    let refuse = |found: &str, expected: &str| {
+        Err(Error::Option { option: "--expert-pool", found: found.to_owned(), expected: expected.to_owned() })
+    };
+    if !hparams.is_moe() {
+        return refuse("a model without experts", "a Mixture of Experts");
+    }
+    if options.kernels == Some(Kernels::Ggml) {
+        return refuse("--kernels ggml", "--kernels bruce, which multiplies while experts arrive");
+    }
+    let placement = &mut options.placement;
+    if placement.devices.as_ref().is_some_and(|names| !names.iter().all(|n| n.eq_ignore_ascii_case("none"))) {
+        return refuse("a device", "--device none: experts are streamed to the CPU");
+    }
+    placement.devices = Some(Vec::new());
+    placement.repack = Repack::Off;
+    // Mapped weights could be dropped from memory, and would have to be read again page by page.
+    options.use_mmap = false;
+    Ok(())
+}
+
+/// The matrices of one projection of `n_expert` experts: a stacked tensor, or one for each.
+pub(super) fn sources(pieces: &[&TensorInfo], n_expert: usize) -> Vec<MatrixSource> {
+    let one = |info: &TensorInfo, index: u64, size: u64| {
+        let n_rows = info.ne[1];
+        MatrixSource {
+            name: info.name.clone(),
+            file: info.part,
+            offset: info.offset + index * size,
+            row_bytes: (size / n_rows) as usize,
+            n_rows: n_rows as usize,
+        }
+    };
+    match pieces {
+        [stacked] if n_expert != 1 => {
+            let size = stacked.size / n_expert as u64;
+            (0..n_expert as u64).map(|index| one(stacked, index, size)).collect()
+        }
+        _ => pieces.iter().map(|info| one(info, 0, info.size)).collect(),
+    }
+}
+
+/// The pool for these layers.
+///
+/// # Errors
+/// [`Error::ExpertPool`]; [`Error::Option`] where the pool is more than the memory that `dense_bytes`, which have theirs,
+/// leave.
+pub(super) fn pool(
+    gguf: &Gguf,
+    layers: &[LayerSource],
+    size_bytes: u64,
+    dense_bytes: u64,
+) -> Result<Arc<Pool>, Error> {
+    let needed = size_bytes.min(Pool::all_bytes(layers));
+    if let Some(available) = memory::available_bytes().filter(|available| needed > *available) {
+        return Err(Error::Option {
+            option: "--expert-pool",
+            found: format!("{size_bytes} bytes beside {dense_bytes} of other weights"),
+            expected: format!("no more than the {available} bytes that are free"),
+        });
+    }
+    Ok(Arc::new(Pool::new(Files::open(gguf.parts())?, layers, Options::of_size(size_bytes))?))
+}
