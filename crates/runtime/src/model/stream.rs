@@ -61,14 +61,15 @@ pub(super) fn sources(pieces: &[&TensorInfo], n_expert: usize) -> Vec<MatrixSour
 /// The pool for these layers.
 ///
 /// # Errors
-/// [`Error::ExpertPool`]; [`Error::Option`] where pool and `dense_bytes` are more than the memory.
+/// [`Error::ExpertPool`]; [`Error::Option`] where the pool is more than the memory that `dense_bytes`, which have theirs,
+/// leave.
 pub(super) fn pool(
     gguf: &Gguf,
     layers: &[LayerSource],
     size_bytes: u64,
     dense_bytes: u64,
 ) -> Result<Arc<Pool>, Error> {
-    let needed = dense_bytes.saturating_add(size_bytes.min(Pool::all_bytes(layers)));
+    let needed = size_bytes.min(Pool::all_bytes(layers));
     if let Some(available) = memory::available_bytes().filter(|available| needed > *available) {
         return Err(Error::Option {
             option: "--expert-pool",

@@ -56,6 +56,9 @@ pub struct Plan {
     pub is_measured: bool,
     /// Whether the file was read past the page cache for that.
     pub is_file_rate_direct: bool,
+    /// Memory for experts that are read from the file when tokens take them; `None` where all stay in memory, or the
+    /// user's flags leave it to the page cache.
+    pub pool_bytes: Option<u64>,
     /// Tokens of context.
     pub n_ctx: u32,
     /// Tokens of context that the model was trained for, where fewer are planned because memory is short.
@@ -65,6 +68,9 @@ pub struct Plan {
     decided: Decided,
     grain: Grain,
 }
+
+/// The inputs of a plan, and the plan.
+type Tried = (Demand, Machine, Result<Outlook, Shortage>);
 
 /// Context of a model that does not fit, where the user names none.
 const SHORT_CONTEXT: u32 = 4096;
@@ -83,22 +89,28 @@ impl Plan {
     ) -> Result<Plan, Error> {
         ggml::load_backends()?;
         let hparams = HyperParams::from_gguf(gguf)?;
-        let survey = Survey::new(gguf, model, budget)?;
+        let mut survey = Survey::new(gguf, model, budget)?;
         let decided = decided(&hparams, model);
-        let grain = grain(gguf, model);
+        let grain = grain(gguf, model, survey.kernels);
         let wanted = if session.n_ctx == 0 { hparams.n_ctx_train } else { session.n_ctx };
-        let try_with =
-            |n_ctx: u32, rates: Rates| -> Result<(Demand, Machine, Result<Outlook, Shortage>), Error> {
-                let demand = demand(&hparams, gguf, model, session, budget, &survey, n_ctx)?;
-                let machine = machine(&survey, rates);
-                let outlook = budget::plan(&demand, &machine, decided, grain);
-                Ok((demand, machine, outlook))
-            };
+        let try_with = |survey: &Survey, n_ctx: u32, rates: Rates| -> Result<Tried, Error> {
+            let demand = demand(&hparams, gguf, model, session, budget, survey, n_ctx)?;
+            let machine = machine(survey, rates);
+            let outlook = budget::plan(&demand, &machine, decided, grain);
+            Ok((demand, machine, outlook))
+        };
         let mut n_ctx = wanted;
-        let (mut demand, mut machine, mut outlook) = try_with(n_ctx, Rates::UNKNOWN)?;
+        let (mut demand, mut machine, mut outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
         while session.n_ctx == 0 && n_ctx > SHORT_CONTEXT && !is_at_best(&demand, &machine, &outlook) {
             n_ctx = (n_ctx / 2).max(SHORT_CONTEXT);
-            (demand, machine, outlook) = try_with(n_ctx, Rates::UNKNOWN)?;
+            (demand, machine, outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
+        }
+        // Experts are streamed to the CPU, which then has all the rest too.
+        let can_stream = can_stream(model, budget);
+        if can_stream && outlook.as_ref().is_ok_and(|outlook| !outlook.all_in_memory()) {
+            survey.devices.clear();
+            survey.kernels = Kernels::Bruce;
+            (demand, machine, outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
         }
         let needed = match measure {
             Measure::Always => true,
@@ -109,13 +121,15 @@ impl Plan {
         if needed {
             let rates = Rates::measure(gguf, &hparams, model, session, &survey, &demand)?;
             is_file_rate_direct = rates.is_file_direct;
-            (demand, machine, outlook) = try_with(n_ctx, rates)?;
+            (demand, machine, outlook) = try_with(&survey, n_ctx, rates)?;
         }
         let outlook = outlook.map_err(|shortage| Error::Shortage {
             needed: Box::new(shortage.needed),
             available_bytes: shortage.available_bytes,
         })?;
+        let is_streamed = can_stream && !outlook.all_in_memory();
         Ok(Plan {
+            pool_bytes: is_streamed.then(|| outlook.pool_bytes(&machine)),
             devices: survey.devices.iter().map(|device| device.name()).collect(),
             demand,
             machine,
@@ -181,6 +195,9 @@ impl Plan {
         if placement.repack == Repack::Auto && copied > spare {
             placement.repack = Repack::Off;
         }
+        if self.pool_bytes.is_some() {
+            model.expert_pool_bytes = self.pool_bytes;
+        }
         if self.reduced_from.is_some() {
             session.n_ctx = self.n_ctx;
         }
@@ -214,8 +231,22 @@ fn decided(hparams: &HyperParams, model: &ModelOptions) -> Decided {
     }
 }
 
-/// What is placed as one: experts, unless the user places some by layer or name.
-fn grain(gguf: &Gguf, model: &ModelOptions) -> Grain {
+/// Whether experts may be read from the file: not where the user's flags ask for something that can't be had with it.
+fn can_stream(model: &ModelOptions, budget: &Budget) -> bool {
+    let placement = &model.placement;
+    let names_devices = placement.devices.as_ref().is_some_and(|names| !names.is_empty());
+    model.expert_pool_bytes.is_none()
+        && model.kernels != Some(Kernels::Ggml)
+        && !model.mlock
+        && placement.overrides.is_empty()
+        && placement.repack != Repack::On
+        && matches!(placement.n_gpu_layers, GpuLayers::Auto | GpuLayers::Count(0))
+        && (!names_devices || budget.ram_bytes.is_some())
+}
+
+/// What is placed as one: experts, unless the user places some by layer or name, or ggml's kernels compute on the host,
+/// which can't leave out those that a device has.
+fn grain(gguf: &Gguf, model: &ModelOptions, kernels: Kernels) -> Grain {
     let placement = &model.placement;
     let is_expert = |name: &str| {
         TensorId::parse(name).is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
@@ -223,7 +254,7 @@ fn grain(gguf: &Gguf, model: &ModelOptions) -> Grain {
     let is_pinned = |name: &str| placement.overrides.iter().any(|(regex, _)| regex.is_match(name));
     let by_name = gguf.tensors().iter().any(|t| is_expert(&t.name) && is_pinned(&t.name));
     let by_layer = placement.cpu_moe || placement.n_cpu_moe > 0;
-    if by_name || by_layer { Grain::Layer } else { Grain::Expert }
+    if by_name || by_layer || kernels == Kernels::Ggml { Grain::Layer } else { Grain::Expert }
 }
 
 fn demand(

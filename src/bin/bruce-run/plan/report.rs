@@ -64,6 +64,11 @@ fn table(out: &mut String, plan: &Plan) {
         Some(limit) => bytes(*limit),
     });
     row("may be used", limits.collect());
+    if let Some(pool) = plan.pool_bytes {
+        let _ = writeln!(out, "Experts are streamed through a pool of {}", bytes(pool));
+    } else if !outlook.all_in_memory() {
+        out.push_str("Experts in the file are read through the page cache\n");
+    }
     if plan.pinned_device_bytes > 0 {
         let _ = writeln!(out, "  placed by -ot besides: {}", bytes(plan.pinned_device_bytes));
     }
@@ -78,7 +83,7 @@ fn layers(out: &mut String, plan: &Plan) {
         let _ = writeln!(out, "Layers on devices: {n} of {}, the output counted as one", n_layer + 1);
     }
     let homes = &plan.outlook.experts;
-    if n_expert == 0 || homes.iter().all(|home| *home == homes[0]) {
+    if n_expert == 0 || plan.pool_bytes.is_some() || homes.iter().all(|home| *home == homes[0]) {
         return;
     }
     let count = |layer: &[Home], home: Home| layer.iter().filter(|at| **at == home).count();
@@ -114,7 +119,7 @@ fn speed(out: &mut String, plan: &Plan) {
     let parts: Vec<String> = [
         ("on devices", time.device),
         ("in memory", time.memory),
-        ("reading the file", time.file),
+        ("waiting for the file", time.file),
         ("for the rest", time.rest),
     ]
     .iter()
@@ -200,6 +205,7 @@ pub fn json(plan: &Plan) -> Value {
         "experts": homes,
         "device": usage(&outlook.device),
         "memory": usage(&outlook.memory),
+        "expert_pool_bytes": plan.pool_bytes,
         "file_expert_bytes": expert_bytes(plan, Home::File),
         "device_limit_bytes": machine.device.map(|device| device.size_bytes),
         "memory_limit_bytes": machine.memory.size_bytes,

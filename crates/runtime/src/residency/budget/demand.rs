@@ -41,6 +41,9 @@ pub struct Demand {
     pub n_used: u32,
 }
 
+/// Tiles of about 1 MiB: some for each reader, and those that wait to be multiplied.
+const STAGING_BYTES: u64 = 32 << 20;
+
 impl Demand {
     /// The weights of a file's tensors; what is needed besides is left at 0. `chance` tells how likely a token takes an
     /// expert of a layer, as a trace has it; where it doesn't, all experts of the layer are equally likely.
@@ -108,11 +111,9 @@ impl Demand {
         self.dense_bytes.iter().sum::<u64>() as f64 + experts
     }
 
-    /// Slots that experts are read into when they live in the file: those of one layer, twice, so that one can be read
-    /// while the other computes.
+    /// Memory that experts pass through when they live in the file: tiles of them that are being read or multiplied.
     pub fn staging_bytes(&self) -> u64 {
-        let largest = self.experts.iter().map(|item| item.size_bytes).max().unwrap_or(0);
-        2 * u64::from(self.n_used) * largest
+        STAGING_BYTES.min(self.expert_bytes())
     }
 }
 

@@ -4,7 +4,7 @@
 //! layer (a token reads those it takes), and compute buffers wherever something is computed. Fast memory goes to the dense
 //! weights first, because nothing pays as much, then to experts. Decoding is bound by reading weights, so a token takes the
 //! sum over all places of the bytes read there by the place's bandwidth, and a time that does not depend on where things
-//! are; work in two places at once would be faster.
+//! are; work in two places at once would be faster. Only reading the file is counted beside computing, as it is done so.
 
 mod demand;
 #[cfg(test)]
@@ -106,7 +106,7 @@ pub struct TokenTime {
     pub device: f64,
     /// Seconds for weights in the host's memory, those read from the file included.
     pub memory: f64,
-    /// Seconds for reading the file.
+    /// Seconds of waiting for the file: experts are multiplied while others are being read.
     pub file: f64,
     /// Seconds for the rest.
     pub rest: f64,
@@ -166,9 +166,10 @@ impl Outlook {
         (first / demand.n_expert.max(1) as usize) as u32
     }
 
-    /// Memory for experts: where they live, and where those in the file are read to.
-    pub fn pool_bytes(&self) -> u64 {
-        self.memory.expert_bytes.saturating_add(self.memory.staging_bytes)
+    /// Memory for experts where not all have room: where they live, where others are read to, and what is left besides.
+    pub fn pool_bytes(&self, machine: &Machine) -> u64 {
+        let others = self.memory.total_bytes() - self.memory.expert_bytes - self.memory.staging_bytes;
+        machine.memory.size_bytes.saturating_sub(others)
     }
 }
 
@@ -330,11 +331,12 @@ fn token_time(demand: &Demand, machine: &Machine, n_gpu: usize, homes: &[Home]) 
     let dense = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
     let device_rate = machine.device.map_or(f64::INFINITY, |device| device.bytes_per_second);
     let from_file = reads(Home::File);
-    let memory = dense(&demand.dense_bytes[..n_host]) + reads(Home::Memory) + from_file;
+    let experts = (reads(Home::Memory) + from_file) / machine.memory.bytes_per_second;
+    let reading = if from_file > 0.0 { from_file / machine.file_bytes_per_second } else { 0.0 };
     TokenTime {
         device: (dense(&demand.dense_bytes[n_host..]) + reads(Home::Device)) / device_rate,
-        memory: memory / machine.memory.bytes_per_second,
-        file: if from_file > 0.0 { from_file / machine.file_bytes_per_second } else { 0.0 },
+        memory: dense(&demand.dense_bytes[..n_host]) / machine.memory.bytes_per_second + experts,
+        file: (reading - experts).max(0.0),
         rest: machine.seconds_per_token,
     }
 }

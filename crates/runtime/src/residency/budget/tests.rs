@@ -158,11 +158,13 @@ fn what_can_not_fit_says_how_much_it_needs() {
     let demand = four_times_seven(0.5);
     let least = |size| plan(&demand, &machine(None, store(size, 40.0)), Decided::default(), Grain::Layer);
     let error = least(1.0).expect_err("dense weights and buffers");
-    assert!(error.needed.total_bytes() > 1_800_000_000 && error.available_bytes == 1_000_000_000, "{error}");
+    assert!(error.needed.total_bytes() > 1_480_000_000 && error.available_bytes == 1_000_000_000, "{error}");
     assert!(error.to_string().contains("bytes of memory are needed"), "{error}");
     let exactly = least(15.1).expect("all of it");
     assert_eq!(exactly.count(Home::Memory), 128);
-    assert_eq!(exactly.pool_bytes(), demand.expert_bytes());
     let streamed = least(8.0).expect("a part of it");
-    assert!(streamed.pool_bytes() < demand.expert_bytes() && streamed.time.file > 0.5, "{streamed:?}");
+    let pool = streamed.pool_bytes(&machine(None, store(8.0, 40.0)));
+    assert!(pool < demand.expert_bytes() && pool > 6_000_000_000, "{streamed:?}");
+    // Half of the experts' 6.83 GB at 3 GB/s, less what is multiplied meanwhile at 40.
+    assert!((0.9..1.2).contains(&streamed.time.file), "{streamed:?}");
 }
