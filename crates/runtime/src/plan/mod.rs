@@ -179,7 +179,9 @@ impl Plan {
         let placement = &mut model.placement;
         if self.machine.device.is_some() {
             placement.n_gpu_layers = GpuLayers::Count(self.outlook.n_gpu_layers);
-            if self.has_slots() {
+            if placement.expert_slots.is_some() {
+                // The user has said which experts go there.
+            } else if self.has_slots() {
                 placement.expert_slots = Some(ExpertSlots::Experts(self.device_experts()));
             } else if !placement.cpu_moe && self.demand.n_expert > 0 {
                 placement.n_cpu_moe = self.outlook.n_host_expert_layers(&self.demand);

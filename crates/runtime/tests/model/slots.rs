@@ -3,8 +3,8 @@
 //! The stand-in computes with ggml's kernels. So with ggml's kernels on the host, every product is the same wherever it is
 //! computed and they are summed in the same order: answers to single tokens equal those without a device bit by bit. In
 //! batches ggml chooses a kernel for each expert by how many rows it multiplies, and a device also multiplies rows whose
-//! experts it doesn't have; so they are equal within rounding. With our kernels on the host, products differ by rounding
-//! too; what is computed in one place only is equal.
+//! experts it doesn't have; so they are equal within rounding. With our kernels on the host, products and attention differ
+//! by rounding too; what is computed in one place only is equal.
 
 use crate::fixture::*;
 use convert::ExpertLayout::{Split, Stacked};
@@ -86,7 +86,7 @@ fn every_number_of_slots_gives_the_answer_without_slots() {
 #[test]
 fn missing_experts_are_computed_by_our_kernels() {
     let device = device(64 << 20);
-    for (file_type, bound) in [("f32", 1e-3), ("q4_k", 0.5)] {
+    for (file_type, bound) in [("f32", 0.02), ("q4_k", 0.5)] {
         for layout in [Stacked, Split] {
             let file = tiny_moe(file_type, layout);
             let expected = answers_of(&file.path, &host(Kernels::Bruce));
