@@ -17,6 +17,25 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// The bytes of a size as people write it: `12G`, `11.5 GB`, `800M`, `512` (bytes) in powers of ten, `11.5GiB` in powers of
+/// two; in any case. `None` for anything else.
+pub fn parse(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (&text[..end], text[end..].trim_start().to_ascii_uppercase());
+    let (letter, thousand) = match unit.strip_suffix("IB") {
+        Some(letter) if !letter.is_empty() => (letter.to_owned(), 1024u64),
+        _ => (unit.strip_suffix('B').unwrap_or(&unit).to_owned(), 1000),
+    };
+    let power = ["", "K", "M", "G", "T"].iter().position(|known| *known == letter)?;
+    let factor = thousand.pow(power as u32);
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor);
+    }
+    let value = number.parse::<f64>().ok()? * factor as f64;
+    (value < u64::MAX as f64).then_some(value as u64)
+}
+
 /// A number of seconds: `0.42 s`, `38 s`, `2 min 05 s`.
 pub fn seconds(s: f64) -> String {
     if s < 9.995 {
@@ -41,6 +60,28 @@ mod tests {
         assert_eq!(bytes(999_999), "1.00 MB");
         assert_eq!(bytes(14_600_000_000), "14.6 GB");
         assert_eq!(bytes(u64::MAX), "18.4 EB");
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("12G", 12_000_000_000),
+            ("12g", 12_000_000_000),
+            (" 11.5 GB ", 11_500_000_000),
+            ("1.5GiB", 1_610_612_736),
+            ("800M", 800_000_000),
+            ("800MiB", 838_860_800),
+            ("3k", 3000),
+            ("512", 512),
+            ("512B", 512),
+            ("0", 0),
+        ] {
+            assert_eq!(parse(text), Some(bytes), "{text}");
+        }
+        for text in ["", "G", "12X", "-3G", "1e9", "12 G B", "1.2.3G", "12iB", "999999999999T", "..G", "12GG"]
+        {
+            assert_eq!(parse(text), None, "{text}");
+        }
     }
 
     #[test]

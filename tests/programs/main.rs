@@ -7,7 +7,9 @@
 mod answer;
 mod answers;
 mod budget;
+mod card;
 mod commands;
+mod expert_slots;
 mod faults_model;
 mod faults_output;
 mod faults_system;
@@ -20,6 +22,7 @@ mod prompt_cache;
 mod readme;
 mod recipes;
 mod resume;
+mod sizes;
 mod support;
 mod tidy;
 mod verify;

@@ -190,11 +190,23 @@ fn metadata_entries_can_be_set() {
     let file = Gguf::open(&out).expect("our own file");
     assert_eq!(file.metadata().bool("tokenizer.ggml.add_bos_token").expect("a bool"), Some(false));
     assert_eq!(file.metadata().u32("x.y").expect("a number"), Some(7));
-    for (text, said) in
-        [("x=int", "KEY=KIND:VALUE"), ("x=int:-1", "whole number"), ("general.alignment=int:7", "depend")]
-    {
+    for (text, said) in [
+        ("x=int", "KEY=KIND:VALUE"),
+        ("x=int:-1", "whole number"),
+        ("general.alignment=int:7", "depend"),
+        ("llama.block_count=str:4", "a whole number (int) for llama.block_count"),
+        ("llama.rope.freq_base=int:10000", "(float) for llama.rope.freq_base"),
+    ] {
         let model = checkpoint("tinymoe").expect("it ships");
         let output = run(bruce_quant().arg(model).args(["-q", "q8_0", "--dry-run", "--override-kv", text]));
         refused(&output, 2, &["--override-kv", said]);
+    }
+    // Of the right kind, but no such model has it, or not with these tensors.
+    for (text, said) in
+        [("llama.rope.freq_base=float:-1", "positive"), ("llama.block_count=int:9", "tensors")]
+    {
+        let model = checkpoint("tinymoe").expect("it ships");
+        let output = run(bruce_quant().arg(model).args(["-q", "q8_0", "--dry-run", "--override-kv", text]));
+        refused(&output, 1, &[text.split_once('=').expect("a key").0, said]);
     }
 }

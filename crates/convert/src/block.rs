@@ -7,6 +7,11 @@ pub(crate) fn can_quantize(ty: TensorType) -> bool {
     quants::can_quantize(ty) || of_ggml(ty).is_some_and(ggml::quantize::can_quantize)
 }
 
+/// Whether blocks of this type can be read: all but those of integers and of activations.
+pub(crate) fn can_dequantize(ty: TensorType) -> bool {
+    quants::can_dequantize(ty) || of_ggml(ty).is_some_and(ggml::quantize::can_dequantize)
+}
+
 fn of_ggml(ty: TensorType) -> Option<ggml::Type> {
     ggml::Type::from_id(ty.id()).ok()
 }
@@ -45,10 +50,10 @@ pub(crate) fn quantize(
     }
 }
 
-/// Reads the weights of blocks of any type.
+/// Reads the weights of blocks of any type that [`can_dequantize`].
 pub(crate) fn dequantize(ty: TensorType, blocks: &[u8], weights: &mut [f32]) -> Result<(), quants::Error> {
     match (quants::dequantize(ty, blocks, weights), of_ggml(ty)) {
-        (Err(quants::Error::CannotDequantize { .. }), Some(ty)) => {
+        (Err(quants::Error::CannotDequantize { .. }), Some(ty)) if ggml::quantize::can_dequantize(ty) => {
             ggml::quantize::dequantize(ty, blocks, weights);
             Ok(())
         }

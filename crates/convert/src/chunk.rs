@@ -95,6 +95,16 @@ impl Chunk<'_> {
         Ok(())
     }
 
+    /// The values of some rows, in the order in which they are written. They stay in `scratch`.
+    pub fn values<'s>(
+        &self,
+        rows: std::ops::Range<usize>,
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [f32], Failure> {
+        self.decode(rows, scratch)?;
+        Ok(&scratch.strip)
+    }
+
     fn row_bytes(&self) -> usize {
         self.cols / self.dtype.block_len() * self.dtype.block_bytes()
     }
@@ -112,10 +122,10 @@ impl Chunk<'_> {
         strip.resize(rows.len() * self.cols, 0.0);
         if self.row_order == RowOrder::AsIs {
             let size = self.row_bytes();
-            quants::dequantize(self.dtype, &self.bytes[rows.start * size..rows.end * size], strip)?;
+            block::dequantize(self.dtype, &self.bytes[rows.start * size..rows.end * size], strip)?;
         } else {
             for (row, values) in rows.zip(strip.chunks_exact_mut(self.cols)) {
-                quants::dequantize(self.dtype, self.source_row(row), values)?;
+                block::dequantize(self.dtype, self.source_row(row), values)?;
             }
         }
         if let Some(ty) = self.via.filter(|ty| *ty != self.dtype) {

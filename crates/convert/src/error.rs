@@ -205,6 +205,16 @@ pub enum Error {
         /// What would do.
         expected: String,
     },
+    /// A file cannot be made as small as it is to be.
+    #[error("target: found {found}, expected {minimum} at least for this model and these rules")]
+    TargetTooSmall {
+        /// What it was to be.
+        found: String,
+        /// The least that is possible.
+        minimum: String,
+        /// Whether types were tried that need importances.
+        has_importance: bool,
+    },
     /// The threads cannot be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

@@ -52,6 +52,10 @@ pub trait Progress: Sync {
     fn begin(&self, input_bytes: u64) {
         let _ = input_bytes;
     }
+    /// Types are being tried on `n` weights, each of which [`advance`](Self::advance)s by one; the work comes after it.
+    fn begin_measuring(&self, n: u64) {
+        let _ = n;
+    }
     /// A tensor is being read.
     fn tensor(&self, name: &str) {
         let _ = name;

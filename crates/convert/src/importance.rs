@@ -119,7 +119,9 @@ impl Importance {
 
     /// Adds what llama-quantize says about importances in a file's metadata (tools/quantize/quantize.cpp).
     pub(crate) fn write_metadata(&self, metadata: &mut Metadata) {
-        metadata.insert("quantize.imatrix.file", cut(&self.path.to_string_lossy()));
+        // The name alone: the bytes of an output don't depend on directories.
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        metadata.insert("quantize.imatrix.file", cut(&name.to_string_lossy()));
         if let Some(dataset) = &self.dataset {
             metadata.insert("quantize.imatrix.dataset", cut(dataset));
         }

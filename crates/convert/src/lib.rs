@@ -6,29 +6,38 @@
 //! piece to every output where it belongs, so the input is read once however many outputs there are, memory
 //! does not grow with the tensors, and the bytes do not depend on the number of threads.
 //!
+//! [`compare`] goes the other way and holds a file against what it was made of.
+//!
 //! Two things happen to a weight on its way: rows of query and key projections change places (checkpoints keep
 //! the rotary halves apart, GGUF interleaves them), and values are rounded to the type the [`Recipe`] chose.
 
 mod block;
 mod chunk;
+mod compare;
 mod error;
 mod execute;
+mod fit;
 mod gguf_input;
 mod importance;
 mod input;
 mod journal;
+mod measure;
 mod metadata;
 mod plan;
+pub mod provenance;
 mod recipe;
 
+pub use compare::{Compared, Comparison, Deviation, Totals, compare, min_cosine};
 pub use error::Error;
 pub use execute::{
     NoProgress, Options as ExecuteOptions, OutputSummary, Progress, Summary, execute, finished_outputs,
 };
+pub use fit::{Fit, Target, fit};
 pub use gguf_input::GgufModel;
 pub use importance::Importance;
 pub use input::{Input, Origin};
 pub use plan::{
     Destination, ExpertLayout, Options, OutputPlan, Plan, PlannedTensor, RowOrder, Source, Split, Step, Via,
 };
+pub use provenance::{Provenance, fingerprint};
 pub use recipe::{ExpertTypes, Recipe, RuleError, Rules, TypeRule, Untyped, tensor_type};

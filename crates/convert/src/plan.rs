@@ -8,7 +8,7 @@
 //! shards and, within one, of source names; experts where their last part appears, gate, down, up), quantized files
 //! follow llama-quantize (by layer, then by name), and so does everything made from a GGUF file.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use quants::TensorType;
 
 use crate::importance::Importance;
 use crate::input::{Input, Origin};
+use crate::provenance::Provenance;
 use crate::recipe::{self, Recipe, RuleError, Rules, Untyped};
 use crate::{Error, block};
 
@@ -74,6 +75,9 @@ pub struct Options {
     pub quantized_by: Option<String>,
     /// What the user asks for about types.
     pub rules: Rules,
+    /// Types that were worked out for the tensors of each output, in the order of `file_types`; outputs beyond the end
+    /// follow their recipe.
+    pub chosen: Vec<BTreeMap<TensorId, TensorType>>,
     /// How much each column of a weight counts.
     pub importance: Option<Importance>,
     /// Metadata to set, whatever the checkpoint says.
@@ -85,6 +89,8 @@ pub struct Options {
     pub allow_requantize: bool,
     /// Into which parts an output is divided.
     pub split: Split,
+    /// Where the outputs come from, to be recorded in them.
+    pub provenance: Option<Provenance>,
 }
 
 /// Which row of the source becomes which row of the output.
@@ -284,8 +290,9 @@ impl Plan {
         let hparams = input.hparams();
         let kept = kept_types(input, &self.steps, options)?;
         let tied = input.weight(&TensorId::global(TensorRole::Output)).is_none();
-        let rules = &options.rules;
-        let recipe = Recipe { file_type, hparams, tied, has_importance: options.importance.is_some(), rules };
+        let has_importance = options.importance.is_some();
+        let chosen = options.chosen.get(self.outputs.len());
+        let recipe = Recipe { file_type, hparams, tied, has_importance, rules: &options.rules, chosen };
 
         let mut order = file_order(input.origin(), &self.steps, file_type, options.expert_layout);
         let input_parts = (options.split == Split::AsInput && input.origin() == Origin::Gguf)
@@ -308,12 +315,18 @@ impl Plan {
         for (key, value) in &options.overrides {
             metadata.insert(key, value.clone());
         }
+        if !options.overrides.is_empty() {
+            check_overridden(input.hparams(), &metadata)?;
+        }
         if let Some(importance) = &options.importance {
             importance.write_metadata(&mut metadata);
         }
+        if let Some(provenance) = &options.provenance {
+            provenance.write_metadata(file_type.name(), &mut metadata);
+        }
         let specs: Vec<TensorSpec> =
             tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
-        let alignment = metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT);
+        let alignment = alignment(&metadata)?;
         let parts = match (options.split, input_parts) {
             (Split::MaxBytes(max), _) => gguf::parts_of_size(&specs, max),
             (_, Some(parts)) => parts,
@@ -429,6 +442,11 @@ impl Plan {
 /// Alignment of tensor data; GGUF's default, and what llama.cpp writes.
 const ALIGNMENT: u32 = 32;
 
+/// The alignment of a file with this metadata.
+pub(crate) fn alignment(metadata: &Metadata) -> Result<u32, Error> {
+    Ok(metadata.u32(keys::GENERAL_ALIGNMENT)?.unwrap_or(ALIGNMENT))
+}
+
 impl PlannedTensor {
     fn add_source(&mut self, name: &str) {
         if !self.sources.iter().any(|s| s == name) {
@@ -448,7 +466,7 @@ impl Step {
 }
 
 /// One step per weight of the input, in reading order, without destinations yet.
-fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
+pub(crate) fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
     let hparams = input.hparams();
     let mut steps = Vec::new();
     if let Some(freqs) = input.rope_freqs() {
@@ -508,7 +526,7 @@ fn steps(input: &dyn Input, via: Via) -> Result<Vec<Step>, Error> {
 }
 
 /// The file that holds a weight.
-fn file_of(input: &dyn Input, weight: &Weight) -> PathBuf {
+pub(crate) fn file_of(input: &dyn Input, weight: &Weight) -> PathBuf {
     input.files().get(weight.shard).map_or(input.path(), |file| *file).to_owned()
 }
 
@@ -539,6 +557,31 @@ fn kept_types(
     Ok(kept)
 }
 
+/// Checks that metadata that was set by hand still describes a model, and one with tensors of these shapes.
+fn check_overridden(hparams: &HyperParams, metadata: &Metadata) -> Result<(), Error> {
+    let found = HyperParams::from_metadata(metadata)?;
+    let shapes = |h: &HyperParams| {
+        [
+            (keys::BLOCK_COUNT, h.n_layer),
+            (keys::EMBEDDING_LENGTH, h.n_embd),
+            (keys::FEED_FORWARD_LENGTH, h.n_ff),
+            (keys::HEAD_COUNT, h.n_head),
+            (keys::HEAD_COUNT_KV, h.n_head_kv),
+            (keys::KEY_LENGTH, h.head_dim_k),
+            (keys::VALUE_LENGTH, h.head_dim_v),
+            (keys::EXPERT_COUNT, h.n_expert),
+        ]
+    };
+    for ((key, found), (_, expected)) in shapes(&found).into_iter().zip(shapes(hparams)) {
+        if found != expected {
+            let (found, expected) =
+                (found.to_string(), format!("{expected}, as the model's tensors have it"));
+            return Err(RuleError { place: format!("--override-kv {key}"), found, expected }.into());
+        }
+    }
+    Ok(())
+}
+
 /// Checks that every weight that changes its type can be read, and is not quantized where that is not allowed.
 fn check_conversions(input: &dyn Input, steps: &[Step], options: &Options) -> Result<(), Error> {
     for step in steps {
@@ -559,7 +602,7 @@ fn check_conversions(input: &dyn Input, steps: &[Step], options: &Options) -> Re
 }
 
 /// The output tensor that a source weight belongs to.
-fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
+pub(crate) fn target(id: &TensorId, layout: ExpertLayout) -> TensorId {
     match (layout, id.expert, id.role.stacked()) {
         (ExpertLayout::Stacked, Some(_), Some(role)) => TensorId { role, expert: None, ..*id },
         _ => *id,

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::buffer::BufferType;
+use crate::stand_in::device::{LATE_STATUS, LateStatus};
 use crate::tensor::{Tensor, Type};
 use crate::threads::ThreadPool;
 use ggml_sys as sys;
@@ -236,6 +237,8 @@ pub struct Backend {
     /// Read by the abort callback, so it must outlive the backend.
     abort: Option<Arc<AtomicBool>>,
     pool: Option<Arc<ThreadPool>>,
+    /// A stand-in's work ends after the call that asked for it, and so does its status.
+    late_status: Option<LateStatus>,
 }
 
 // SAFETY: a backend is used by one thread at a time, which `&mut` in the scheduler ensures.
@@ -257,11 +260,19 @@ impl Backend {
         // SAFETY: a registered device; no parameters.
         let raw = unsafe { sys::ggml_backend_dev_init(device.0.as_ptr(), std::ptr::null()) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::DeviceInit { device: device.name() })?;
-        Ok(Backend { raw, device, abort: None, pool: None })
+        // SAFETY: the type of the function of this name.
+        let late_status = unsafe { device.function::<LateStatus>(LATE_STATUS) };
+        Ok(Backend { raw, device, abort: None, pool: None, late_status })
     }
 
     pub(crate) fn raw(&self) -> sys::ggml_backend_t {
         self.raw.as_ptr()
+    }
+
+    /// How the work ended that was waited for since the last call, where the backend's own calls can't say.
+    pub(crate) fn late_status(&self) -> sys::ggml_status {
+        // SAFETY: the backend is valid and nobody else uses it.
+        self.late_status.map_or(sys::GGML_STATUS_SUCCESS, |status| unsafe { status(self.raw()) })
     }
 
     /// The device it runs on.

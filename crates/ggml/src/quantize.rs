@@ -103,6 +103,12 @@ pub fn quantize(
     Ok(())
 }
 
+/// Whether [`dequantize`] reads blocks of this type.
+pub fn can_dequantize(ty: Type) -> bool {
+    // SAFETY: the type exists, and entries of ggml's table live as long as the program.
+    unsafe { (*sys::ggml_get_type_traits(ty.id())).to_float }.is_some()
+}
+
 /// Reads the weights of `blocks` into `weights`, every element of it.
 ///
 /// # Panics

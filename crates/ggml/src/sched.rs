@@ -106,7 +106,12 @@ impl Scheduler {
         // SAFETY: the graph was allocated by this scheduler.
         let status = unsafe { sys::ggml_backend_sched_graph_compute(self.raw.as_ptr(), graph.raw()) };
         graph.resume_panic();
-        match status {
+        // Every backend is asked, so that none keeps a status for the next time.
+        let worst = |before, backend: &Backend| match backend.late_status() {
+            sys::GGML_STATUS_SUCCESS => before,
+            late => late,
+        };
+        match self.backends.iter().fold(status, worst) {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(Error::Aborted),
             status => Err(Error::Compute { status }),

@@ -2,13 +2,14 @@
 //!
 //! To ggml it is a GPU like any other. Its buffers are not host memory, so the scheduler splits graphs at its border and
 //! copies what crosses it; an allocation beyond its budget fails as on a full card; a tensor that lies elsewhere when it
-//! computes is an error, as it would be a fault on a card; custom nodes (which are host functions) are not for it. What
-//! it can't show is anything about time, streams or the arithmetic of real GPU kernels: results equal the CPU's.
+//! computes is an error, as it would be a fault on a card; custom nodes (which are host functions) are not for it; it
+//! computes when somebody waits for it, and not before. What it can't show is anything about time, copies beside
+//! computing, or the arithmetic of real GPU kernels: results equal the CPU's.
 //!
 //! Tests register one with [`register`]; the programs do so when [`VARIABLE`] is set, so that placement, budgets and
 //! streaming can be tried from outside.
 
-mod device;
+pub(crate) mod device;
 mod memory;
 
 use crate::backend::{Device, DeviceKind, REGISTRY};
@@ -29,6 +30,12 @@ static COUNT: Mutex<usize> = Mutex::new(0);
 pub fn register(n_devices: usize, bytes_each: usize) -> Result<Vec<Device>, Error> {
     load_backends()?;
     add(&vec![bytes_each; n_devices])
+}
+
+/// How often the host has read a stand-in's memory while the device had work to do: a real one would have been computing
+/// then. 0 for devices of another kind.
+pub fn reads_beside_work(device: Device) -> usize {
+    device::reads_beside_work(device)
 }
 
 /// Adds the devices that [`VARIABLE`] asks for, once: later calls, and calls without the variable, add nothing.

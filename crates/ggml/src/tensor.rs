@@ -65,8 +65,8 @@ pub struct Tensor {
 }
 
 // SAFETY: a handle gives shared access to plain metadata that is written only while the tensor is created; reading and
-// writing the bytes goes through ggml's buffer functions, whose callers take `&mut` (see `Tensor::write`) or run while
-// no graph computes.
+// writing the bytes goes through ggml's buffer functions, whose callers take `&mut` (see `Tensor::write`), run while no
+// graph computes, or write what no result of a running graph depends on: the runtime's slots for experts.
 unsafe impl Send for Tensor {}
 // SAFETY: as above.
 unsafe impl Sync for Tensor {}

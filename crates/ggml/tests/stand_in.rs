@@ -196,6 +196,45 @@ fn threads_and_the_stop_flag_reach_the_cpu_inside() {
     assert!(matches!(scheduler.compute(&graph), Err(Error::Aborted)));
 }
 
+/// A CPU node that reads nothing of the device but a table runs while the device has work; one that reads what the device
+/// computes does not. What is pending shows in the count of reads.
+#[test]
+fn the_host_computes_beside_it_what_needs_nothing_of_it() {
+    let device = devices(1, 1 << 20)[0];
+    let there = weight("there", &[N, N], &numbers(N * N, 5), device.buffer_type());
+    let here = support::cpu_weight("here", &[N, N], &numbers(N * N, 6));
+    let table = Context::new(1).table("table", Type::F32, &[N]);
+    Buffer::allocate(device.buffer_type(), std::slice::from_ref(&table), "a table").expect("memory");
+    table.write_values(&numbers(N, 7));
+    let run = |used: &[Device], by_table: bool, there: &Tensor, table: &Tensor| {
+        let mut scheduler = scheduler(used, false);
+        let graph = Graph::new(16);
+        let x = graph.input("x", Type::F32, &[N, 1]);
+        let on_device = graph.mul_mat(there, &x);
+        graph.expand(&on_device);
+        let read = if by_table { table.clone() } else { graph.reshape(&on_device, &[N]) };
+        let on_host = graph.mul_mat(&here, &read);
+        graph.expand(&on_host);
+        let result = graph.add(&on_device, &on_host);
+        let before = used.first().map_or(0, |d| stand_in::reads_beside_work(*d));
+        let values = support::compute(&mut scheduler, &graph, &[Data::F32(&x, &numbers(N, 8))], &result);
+        (values, used.first().map_or(0, |d| stand_in::reads_beside_work(*d)) - before)
+    };
+    let on_host = |tensor: &Tensor| {
+        let mut values = vec![0.0; tensor.n_elements()];
+        tensor.read_values(0, &mut values);
+        let ne = tensor.ne();
+        support::cpu_weight("copy", if ne[1] == 1 { &ne[..1] } else { &ne[..2] }, &values)
+    };
+    for by_table in [true, false] {
+        let (expected, _) = run(&[], by_table, &on_host(&there), &on_host(&table));
+        let (found, beside) = run(&[device], by_table, &there, &table);
+        assert_eq!(found, expected);
+        assert_eq!(beside, usize::from(by_table), "reads beside work");
+    }
+    assert_eq!(stand_in::reads_beside_work(cpu()), 0);
+}
+
 /// What the child processes of the tests below do; a test only because the test program is all there is to run.
 #[test]
 fn child_reports_devices_from_the_environment() {

@@ -174,6 +174,12 @@ impl Gguf {
         }
     }
 
+    /// As [`prefetch`](Self::prefetch), for `len` bytes of one tensor's data from `offset` on.
+    pub fn prefetch_part(&self, tensor: &TensorInfo, offset: u64, len: u64) {
+        let len = len.min(tensor.size.saturating_sub(offset));
+        mmap::will_need(&self.maps[tensor.part], tensor.offset + offset, len);
+    }
+
     /// Bytes of all files.
     pub fn file_size(&self) -> u64 {
         self.maps.iter().map(|map| map.len() as u64).sum()

@@ -5,7 +5,7 @@
 //!
 //! - [`HyperParams`]: the numbers that define a model, read from and written to GGUF metadata, validated.
 //! - [`TensorId`] and [`TensorRole`]: which tensor is meant, its GGUF name, its shape.
-//! - [`keys`]: the metadata keys.
+//! - [`keys`]: the metadata keys; [`ValueKind`]: what readers expect under them.
 //! - [`FileType`]: `general.file_type`, and the names llama-quantize gives to its recipes.
 
 mod error;
@@ -16,9 +16,11 @@ mod metadata;
 mod rope;
 mod rope_metadata;
 mod tensor;
+mod value_kind;
 
 pub use error::Error;
 pub use file_type::FileType;
 pub use hparams::{Architecture, HyperParams, MAX_EXPERTS, MAX_LAYERS};
 pub use rope::{Rope, RopeScaling};
 pub use tensor::{TensorId, TensorKind, TensorRole};
+pub use value_kind::ValueKind;

@@ -23,6 +23,12 @@ pub enum Error {
         /// The type asked for.
         found: TensorType,
     },
+    /// Keys or values of this type can't be read by attention.
+    #[error("attend: found type {found}, expected one of {}", list(crate::attention::supports))]
+    CannotAttend {
+        /// The type asked for.
+        found: TensorType,
+    },
     /// Weights or activations do not fill whole rows.
     #[error("{ty}: bytes of {what}: found {found}, expected a multiple of {expected}")]
     RowBytes {

@@ -7,6 +7,7 @@
 //! - [`Level`]: which instructions the kernels use. It is detected; tests and benchmarks choose with [`quantize_at`],
 //!   [`quantize_weighted_at`] and [`dequantize_at`].
 //! - [`matmul`]: rows of weights times rows of activations.
+//! - [`attention`]: queries over the keys and values of a cache.
 //!
 //! Scalar code is the reference, and there is one place where kernels are chosen (`dispatch`), once for each call.
 //!
@@ -21,6 +22,7 @@
 //! it gets arbitrary (though repeatable) contents. Callers that read other people's files reject it first.
 
 mod arch;
+pub mod attention;
 mod dispatch;
 mod error;
 pub mod matmul;

@@ -9,6 +9,8 @@ use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
 
+use crate::card::CardOptions;
+
 const EXAMPLES: &str = "\
 Examples:
   bruce-quant BurningBruce-004 -q q4_k
@@ -19,8 +21,14 @@ Examples:
       shows every tensor, the size, and whether the disk has room
   bruce-quant verify BurningBruce-004-Q4_K_M.gguf
       checks a file: every weight, the tokenizer, the chat template
+  bruce-quant verify BurningBruce-004-Q4_K_M.gguf --against BurningBruce-004
+      and how far every tensor and expert is from the checkpoint's
+  bruce-quant card BurningBruce-004-*.gguf
+      writes README.md for the Hugging Face hub; --model-card does it while quantizing
   bruce-quant BurningBruce-004 -q iq3_m --imatrix imatrix.gguf --tensor-type 'attn_.*=q8_0'
       takes importances from a file of llama-imatrix or bruce-run imatrix, and keeps attention large
+  bruce-quant BurningBruce-004 --target-size 12G --dry-run
+      shows the types that do least harm in a file of at most 12 GB
   bruce-quant mixtral-BF16.gguf -q q5_k
       starts from a GGUF file, as llama-quantize does
   bruce-quant mixtral-2023.Q4_K_M.gguf -q copy
@@ -53,12 +61,28 @@ pub struct Args {
         long = "quant",
         visible_alias = "type",
         value_name = "TYPE[,TYPE]",
-        required = true,
+        required_unless_present_any = ["target_size", "target_bpw"],
         value_delimiter = ','
     )]
     pub quant: Vec<String>,
 
-    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL].
+    /// Instead of -q: as large a file as SIZE allows (12G, 800M, 11.5GiB), all parts, headers and the tokenizer included.
+    /// Each tensor (each expert, with --expert-layout split) is sampled in every type, and gets the one that keeps the
+    /// model's output nearest to the original's for its bytes.
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["quant", "pure", "recipe"], value_parser = target_size)]
+    pub target_size: Option<TargetSize>,
+
+    /// The same with so many bits per weight, counted over the tensors.
+    #[arg(
+        long,
+        value_name = "BITS",
+        conflicts_with_all = ["quant", "pure", "recipe", "target_size"],
+        value_parser = target_bpw
+    )]
+    pub target_bpw: Option<f64>,
+
+    /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL; with a target size
+    /// <Name>-<SIZE>-<TYPE>.gguf, TYPE the one whose files are about as large].
     #[arg(short, long, value_name = "PATH|DIR")]
     pub output: Option<PathBuf>,
 
@@ -100,7 +124,8 @@ pub struct Args {
     )]
     pub exclude_weights: Vec<String>,
 
-    /// Which tensors get more bits than others: as in llama-quantize, or, at the same size, attention rather than experts.
+    /// Which tensors get more bits than others: as in llama-quantize, or, for models with experts and at no more size, as
+    /// samples of them and measured sensitivities say.
     #[arg(long, value_enum, default_value_t = Mix::Llama, value_name = "RECIPE", help_heading = "Types of tensors")]
     pub recipe: Mix,
 
@@ -174,6 +199,14 @@ pub struct Args {
     #[arg(long)]
     pub allow_non_finite: bool,
 
+    /// Also write a model card for the Hugging Face hub, README.md beside the first file.
+    #[arg(long, help_heading = "Model card")]
+    pub model_card: bool,
+
+    /// What the card says that no file knows.
+    #[command(flatten)]
+    pub card: CardOptions,
+
     /// Show the plan before the work.
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
@@ -193,6 +226,26 @@ fn split_size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "expected a whole number of M or G, such as 300M or 4G".to_owned())
 }
 
+/// A size as it was typed.
+#[derive(Debug, Clone)]
+pub struct TargetSize {
+    /// What was typed; it names the file.
+    pub text: String,
+    /// What it means.
+    pub bytes: u64,
+}
+
+fn target_size(text: &str) -> Result<TargetSize, String> {
+    let bytes = bruce::size::parse(text).filter(|bytes| *bytes > 0);
+    let bytes = bytes.ok_or_else(|| "expected a size such as 12G, 800M or 11.5GiB".to_owned())?;
+    Ok(TargetSize { text: text.trim().to_owned(), bytes })
+}
+
+fn target_bpw(text: &str) -> Result<f64, String> {
+    let bits = text.parse::<f64>().ok().filter(|bits| *bits > 0.0 && *bits <= 32.0);
+    bits.ok_or_else(|| "expected bits per weight, such as 4.5".to_owned())
+}
+
 /// How experts are stored.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Experts {
@@ -207,7 +260,7 @@ pub enum Experts {
 pub enum Mix {
     /// As llama-quantize has it.
     Llama,
-    /// Attention before experts, whatever their number.
+    /// Where they do most at the size of llama-quantize's file.
     Moe,
 }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use bruce::exit::{self, UsageError};
 use model_spec::FileType;
 
-use crate::args::{Args, Experts, Via};
-use crate::rules;
+use crate::args::{Args, Experts, Mix, Via};
+use crate::card::CardOptions;
+use crate::{command, rules};
 
 /// What this run will do.
 pub struct Config {
@@ -26,8 +27,24 @@ pub struct Config {
     pub open: checkpoint::OpenOptions,
     /// What is made of it.
     pub plan: convert::Options,
+    /// Which types are worked out from samples of the weights.
+    pub fitted: Fitted,
     /// How.
     pub execute: convert::ExecuteOptions,
+    /// The options that decide the bytes, as a command line.
+    pub command: String,
+    /// What the model card is to say, if there is to be one.
+    pub card: Option<CardOptions>,
+}
+
+/// Which types are worked out from samples of the weights.
+pub enum Fitted {
+    /// None.
+    No,
+    /// All, so that the file keeps to a size; the name of that size goes into the file's.
+    ToTarget(convert::Target, String),
+    /// Those of every file whose recipe allows it, at the size that llama.cpp's recipe gives.
+    ToRecipe,
 }
 
 impl Config {
@@ -49,8 +66,21 @@ impl Config {
             }
             file_types.push(file_type);
         }
+        let fitted = match (&args.target_size, args.target_bpw, args.recipe) {
+            (Some(size), ..) => Fitted::ToTarget(convert::Target::Bytes(size.bytes), size.text.clone()),
+            (_, Some(bits), _) => {
+                Fitted::ToTarget(convert::Target::BitsPerWeight(bits), format!("{bits}bpw"))
+            }
+            (_, _, Mix::Moe) if !args.pure => Fitted::ToRecipe,
+            _ => Fitted::No,
+        };
         let (rules, importance) = (rules::rules(&args)?, rules::importance(&args)?);
         let overrides = rules::overrides(&args.override_kv)?;
+        let command = command::recorded(&args)?;
+        if !args.model_card && args.card != CardOptions::default() {
+            let what = "--repo, --base-model, --quality: found no --model-card, expected it beside them";
+            return Err(UsageError(what.to_owned()).into());
+        }
         let overwrite = if args.force { gguf::Overwrite::Replace } else { gguf::Overwrite::Refuse };
         Ok(Config {
             model: args.model,
@@ -77,6 +107,7 @@ impl Config {
                 name: args.name,
                 quantized_by: Some("Bruce".to_owned()),
                 rules,
+                chosen: Vec::new(),
                 importance,
                 overrides,
                 keep_types,
@@ -86,13 +117,17 @@ impl Config {
                     None if args.keep_split => convert::Split::AsInput,
                     None => convert::Split::None,
                 },
+                provenance: None,
             },
+            fitted,
             execute: convert::ExecuteOptions {
                 threads: args.threads.map_or(0, usize::from),
                 overwrite,
                 allow_non_finite: args.allow_non_finite,
                 resume: args.resume,
             },
+            command,
+            card: args.model_card.then_some(args.card),
         })
     }
 }
@@ -126,6 +161,9 @@ pub fn advise(error: convert::Error) -> anyhow::Error {
             error,
             "--allow-requantize does it; from the unquantized model the result is better",
         ),
+        convert::Error::TargetTooSmall { has_importance: false, .. } => {
+            exit::with_hint(error, "with --imatrix there are smaller types")
+        }
         convert::Error::MixedExperts { .. } => exit::with_hint(
             error,
             "--expert-layout split keeps them apart; -q with a type and --allow-requantize makes them alike",

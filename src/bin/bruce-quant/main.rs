@@ -1,7 +1,10 @@
 //! bruce-quant: a checkpoint directory or a GGUF file goes in, quantized GGUF files come out.
 
 mod args;
+mod card;
+mod command;
 mod config;
+mod fitted;
 mod input;
 mod output;
 mod progress;
@@ -10,6 +13,7 @@ mod rules;
 mod verify;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -24,6 +28,9 @@ fn main() -> ExitCode {
     if verify::is_meant(&argv) {
         return exit::finish(verify::run(&argv));
     }
+    if card::is_meant(&argv) {
+        return exit::finish(card::run(&argv));
+    }
     let args = match Args::from_command_line() {
         Ok(args) => args,
         Err(ended) => return ended,
@@ -32,16 +39,25 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), anyhow::Error> {
-    let config = Config::resolve(args)?;
+    let mut config = Config::resolve(args)?;
     gguf::mmap::install_fault_handler();
     ctrlc::set_handler(interrupted).context("cannot watch for Ctrl-C")?;
 
-    let (input, warnings) = input::open(&config)?;
+    let (input, warnings) = input::open(&config.model, &config.open)?;
     if !config.quiet {
         for warning in warnings {
             eprintln!("warning: {}", neutral_line(&warning));
         }
     }
+    // Where types are kept, what made the weights is what made them before.
+    if !config.plan.keep_types {
+        config.plan.provenance = Some(convert::Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: config.command.clone(),
+            source: convert::fingerprint(input.as_ref())?,
+        });
+    }
+    fitted::choose(&mut config, input.as_ref())?;
     let plan = convert::Plan::new(input.as_ref(), &config.plan).map_err(config::advise)?;
     if !config.quiet {
         for warning in &plan.warnings {
@@ -56,15 +72,24 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     let finished = convert::finished_outputs(input.as_ref(), &plan, &paths, &config.execute);
     output::check(&config, input.as_ref(), &plan, &paths, &finished)?;
     output::check_room(&rooms)?;
+    let card_path =
+        config.card.as_ref().map(|_| output::card_path(&config, input.as_ref(), &paths)).transpose()?;
     if config.verbose {
         eprint!("{}", report::plan(&plan, &paths, &rooms));
     }
 
-    let drawn = progress::draw(&config);
+    let drawn = progress::draw(config.quiet);
     let done = convert::execute(input.as_ref(), &plan, &paths, &config.execute, drawn.as_ref());
     drop(drawn);
     let summary = done.map_err(config::advise)?;
-    if config.quiet { Ok(()) } else { print(&report::summary(&plan, &summary)) }
+    if !config.quiet {
+        print(&report::summary(&plan, &summary))?;
+    }
+    if let (Some(options), Some(path)) = (&config.card, card_path) {
+        let files: Vec<PathBuf> = summary.outputs.iter().filter_map(|o| o.files.first().cloned()).collect();
+        card::write(&files, &path, options, config.force, config.quiet)?;
+    }
+    Ok(())
 }
 
 /// Ctrl-C: no partial file stays behind.

@@ -9,7 +9,7 @@ use bruce::size;
 use convert::{Input, Plan};
 use model_spec::FileType;
 
-use crate::config::Config;
+use crate::config::{Config, Fitted};
 
 /// The path of every output, in the order of the plan.
 pub fn paths(config: &Config, plan: &Plan) -> Result<Vec<PathBuf>, anyhow::Error> {
@@ -27,7 +27,11 @@ pub fn paths(config: &Config, plan: &Plan) -> Result<Vec<PathBuf>, anyhow::Error
         }
         None => beside(&config.model)?,
     };
-    let name = file_name_part(&base_name(config, plan));
+    let mut name = file_name_part(&base_name(config, plan));
+    // The type stays last, where clients of hubs look for it.
+    if let Fitted::ToTarget(_, size) = &config.fitted {
+        name = format!("{name}-{}", file_name_part(size));
+    }
     Ok(plan.outputs.iter().map(|o| dir.join(format!("{name}-{}.gguf", o.file_type))).collect())
 }
 
@@ -61,7 +65,7 @@ fn base_name(config: &Config, plan: &Plan) -> String {
 }
 
 /// The name of a GGUF file without what its outputs have of their own: `m-BF16-00001-of-00002.gguf` is `m`.
-fn without_type(file_name: &str) -> &str {
+pub fn without_type(file_name: &str) -> &str {
     let name = file_name.strip_suffix(".gguf").unwrap_or(file_name);
     let name = gguf::SplitName::of(Path::new(file_name)).map_or(name, |part| &name[..part.prefix().len()]);
     match name.rsplit_once(['-', '.']) {
@@ -143,6 +147,21 @@ pub fn check(
         }
     }
     Ok(())
+}
+
+/// The path of the model card beside the outputs, which may be written.
+///
+/// # Errors
+/// A file is there, and either may not be replaced or belongs to the input.
+pub fn card_path(config: &Config, input: &dyn Input, paths: &[PathBuf]) -> Result<PathBuf, anyhow::Error> {
+    let path = crate::card::beside(&paths[0]);
+    if let Ok(meta) = path.metadata()
+        && let Some(input) = same_file_in(input, &meta)
+    {
+        bail!("{}: model card: found the input's {}, expected another file", path.display(), input.display());
+    }
+    crate::card::check_free(&path, config.force)?;
+    Ok(path)
 }
 
 /// The file of the input, of a checkpoint any file in its directory, that `meta` belongs to, directly or by link.

@@ -8,11 +8,9 @@ use bruce::terminal::{neutral_line, stderr_has_colors};
 use convert::{NoProgress, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::config::Config;
-
 /// Draws, or does not: nothing is drawn when quiet or when stderr is not a terminal.
-pub fn draw(config: &Config) -> Box<dyn Progress> {
-    if config.quiet || !std::io::stderr().is_terminal() {
+pub fn draw(quiet: bool) -> Box<dyn Progress> {
+    if quiet || !std::io::stderr().is_terminal() {
         return Box::new(NoProgress);
     }
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
@@ -29,6 +27,15 @@ pub fn draw(config: &Config) -> Box<dyn Progress> {
 struct Drawn(ProgressBar);
 
 impl Progress for Drawn {
+    fn begin_measuring(&self, n: u64) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:28} {percent:>3} %  {eta:>4} left  trying types on {wide_msg}")
+        {
+            self.0.set_style(style.progress_chars("━╸─"));
+        }
+        self.0.set_length(n);
+    }
+
     fn begin(&self, input_bytes: u64) {
         self.0.set_length(input_bytes);
         self.0.reset();

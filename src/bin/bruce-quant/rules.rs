@@ -6,21 +6,17 @@ use anyhow::Context;
 use bruce::exit::{self, UsageError};
 use convert::{ExpertTypes, Importance, RuleError, Rules, TypeRule};
 use gguf::Value;
+use model_spec::ValueKind;
 use quants::TensorType;
 
-use crate::args::{Args, Mix, TypeRules};
+use crate::args::{Args, TypeRules};
 
 /// What the arguments ask for about types.
 ///
 /// # Errors
 /// A rule makes no sense, or a file of rules can't be read.
 pub fn rules(args: &Args) -> Result<Rules, anyhow::Error> {
-    let mut rules = Rules {
-        pure: args.pure,
-        leave_output: args.leave_output_tensor,
-        favour_shared: matches!(args.recipe, Mix::Moe),
-        ..Rules::default()
-    };
+    let mut rules = Rules { pure: args.pure, leave_output: args.leave_output_tensor, ..Rules::default() };
     rules.output_type = tensor_type("--output-tensor-type", args.output_tensor_type.as_deref())?;
     rules.token_embedding_type = tensor_type("--token-embedding-type", args.token_embedding_type.as_deref())?;
     for source in &args.type_rules {
@@ -49,7 +45,7 @@ pub fn importance(args: &Args) -> Result<Option<Importance>, anyhow::Error> {
 /// The metadata entries of `--override-kv KEY=KIND:VALUE`, with the types that llama-quantize gives them.
 ///
 /// # Errors
-/// One is of another form, a value is none of its kind, or the key is one that the file's tensors depend on.
+/// One is of another form, a value is none of its kind or not of the one that readers expect, or the key is one that the file's tensors depend on.
 pub fn overrides(typed: &[String]) -> Result<Vec<(String, Value)>, anyhow::Error> {
     typed.iter().map(|text| Ok(override_kv(text).map_err(usage)?)).collect()
 }
@@ -84,7 +80,17 @@ fn override_kv(text: &str) -> Result<(String, Value), RuleError> {
         "float" => "a number",
         _ => "true or false",
     };
-    Ok((key.to_owned(), value.ok_or_else(|| error(rest, expected))?))
+    let value = value.ok_or_else(|| error(rest, expected))?;
+    let given = match value {
+        Value::Bool(_) => ValueKind::Bool,
+        Value::F32(_) => ValueKind::Float,
+        Value::String(_) => ValueKind::String,
+        _ => ValueKind::Integer,
+    };
+    match ValueKind::of_key(key).filter(|known| *known != given) {
+        Some(known) => Err(error(text, &format!("{} for {key}", known.described()))),
+        None => Ok((key.to_owned(), value)),
+    }
 }
 
 fn tensor_type(option: &str, name: Option<&str>) -> Result<Option<TensorType>, anyhow::Error> {
@@ -96,7 +102,11 @@ fn usage(error: RuleError) -> UsageError {
     UsageError(error.to_string())
 }
 
-fn text(path: &Path) -> Result<String, anyhow::Error> {
+/// The text of a file of rules.
+///
+/// # Errors
+/// It can't be read, or is too large for one.
+pub fn text(path: &Path) -> Result<String, anyhow::Error> {
     /// Far more than any list of rules.
     const MAX_BYTES: u64 = 16 << 20;
     let meta = path.metadata().with_context(|| format!("{}: cannot open", path.display()))?;
@@ -105,4 +115,33 @@ fn text(path: &Path) -> Result<String, anyhow::Error> {
         return Err(exit::with_hint(error, "a rule is REGEX=TYPE, such as attn_v=q8_0"));
     }
     std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_keys_take_only_the_kind_that_readers_expect() {
+        for good in [
+            "llama.rope.freq_base=float:10000",
+            "llama.expert_used_count=int:3",
+            "tokenizer.ggml.add_bos_token=bool:false",
+            "general.name=str:A name: with = signs",
+            "my.own=int:1",
+        ] {
+            assert!(override_kv(good).is_ok(), "{good}");
+        }
+        for (bad, expected) in [
+            ("llama.block_count=str:2", "a whole number (int) for llama.block_count"),
+            ("llama.rope.freq_base=int:10000", "float"),
+            ("tokenizer.ggml.add_bos_token=int:0", "bool"),
+            ("tokenizer.ggml.eos_token_id=bool:true", "int"),
+            ("general.name=int:7", "str"),
+            ("tokenizer.ggml.tokens=str:a", "list"),
+        ] {
+            let said = override_kv(bad).expect_err(bad).to_string();
+            assert!(said.contains(expected) && said.contains(bad), "{said}");
+        }
+    }
 }

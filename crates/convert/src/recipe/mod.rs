@@ -6,11 +6,14 @@
 //! between deserve more bits, and a model with exactly eight experts can afford a large type for its few attention
 //! weights. What a user asks for ([`Rules`]) goes before them.
 
+pub(crate) mod budget;
 mod experts;
-mod moe;
 mod rules;
+pub(crate) mod sensitivity;
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
 
 use model_spec::{FileType, FileType as Ft, HyperParams, TensorId, TensorKind, TensorRole};
 use quants::TensorType;
@@ -44,6 +47,9 @@ pub struct Recipe<'a> {
     pub has_importance: bool,
     /// What the user asks for.
     pub rules: &'a Rules,
+    /// Types that were worked out for single tensors; they go before all rules but those for the embeddings and the output
+    /// matrix.
+    pub chosen: Option<&'a BTreeMap<TensorId, TensorType>>,
 }
 
 impl Recipe<'_> {
@@ -58,9 +64,6 @@ impl Recipe<'_> {
         let mut counts = Counts::default();
         for i in order {
             types[i] = self.tensor_type(&tensors[i], &mut counts);
-        }
-        if self.rules.favour_shared && !self.rules.pure {
-            self.favour_shared(tensors, &mut types);
         }
         types
     }
@@ -81,7 +84,7 @@ impl Recipe<'_> {
         if let Some(ty) = by_role {
             return fit_to_row(ty, n_cols);
         }
-        if let Some(ty) = rules.chosen.get(id) {
+        if let Some(ty) = self.chosen.and_then(|chosen| chosen.get(id)) {
             return fit_to_row(*ty, n_cols);
         }
         if !default.is_quantized() {

@@ -1,10 +1,9 @@
 //! What a user asks for about types, in llama-quantize's words.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use fancy_regex::Regex;
-use model_spec::TensorId;
+use model_spec::{TensorId, TensorRole};
 use quants::TensorType;
 
 use super::ExpertTypes;
@@ -24,15 +23,20 @@ pub struct Rules {
     pub tensor_types: Vec<TypeRule>,
     /// Types by layer and expert, for what no type by name fits.
     pub expert_types: Option<ExpertTypes>,
-    /// Whether attention is raised at the experts' expense in models of any number of experts (`--recipe moe`).
-    pub favour_shared: bool,
-    /// Types that were worked out for single tensors; they go before all of the above but the two by role.
-    pub chosen: BTreeMap<TensorId, TensorType>,
 }
 
 impl Rules {
+    /// Whether a rule about the embeddings or the output matrix says what becomes of a tensor.
+    pub(crate) fn by_role(&self, id: &TensorId) -> bool {
+        match id.role {
+            TensorRole::Output => self.leave_output || self.output_type.is_some(),
+            TensorRole::TokenEmbd => self.token_embedding_type.is_some(),
+            _ => false,
+        }
+    }
+
     /// The type that a rule by name or by expert gives a tensor.
-    pub(super) fn named(&self, id: &TensorId) -> Option<TensorType> {
+    pub(crate) fn named(&self, id: &TensorId) -> Option<TensorType> {
         let name = id.name();
         let by_name = self.tensor_types.iter().find(|rule| rule.fits(&name)).map(|rule| rule.ty);
         by_name.or_else(|| self.expert_types.as_ref()?.of(id))

@@ -47,7 +47,7 @@ fn types_with(
         .filter(|id| !(tied && id.role == TensorRole::Output))
         .map(|id| Untyped { id, ne: id.ne(h), kept: BF16 })
         .collect();
-    let recipe = Recipe { file_type, hparams: h, tied, has_importance: false, rules };
+    let recipe = Recipe { file_type, hparams: h, tied, has_importance: false, rules, chosen: None };
     let types = recipe.types(&tensors);
     tensors.into_iter().map(|tensor| tensor.id).zip(types).collect()
 }
@@ -226,31 +226,4 @@ fn the_table_of_experts_names_layers_experts_and_projections() {
         let error = ExpertTypes::parse(path, text).unwrap_err().to_string();
         assert!(error.starts_with(said), "{error}");
     }
-}
-
-#[test]
-fn the_recipe_for_experts_raises_attention_at_no_more_size() {
-    let bytes = |types: &HashMap<TensorId, TensorType>, h: &HyperParams| -> u64 {
-        let size = |(id, ty): (&TensorId, &TensorType)| {
-            let ne = id.ne(h);
-            ty.row_bytes(ne[0]).unwrap() * ne[1..].iter().product::<u64>()
-        };
-        types.iter().map(size).sum()
-    };
-    let moe = Rules { favour_shared: true, ..Rules::default() };
-    for n_expert in [3, 4, 16] {
-        let h = model(32, n_expert);
-        for ft in [FileType::Q3_K_M, FileType::Q4_K_M, FileType::Q4_K_S, FileType::Q5_K_M] {
-            let (theirs, ours) = (types(ft, &h), types_with(ft, &h, false, &moe));
-            assert_eq!(ours[&TensorId::in_layer(TensorRole::AttnV, 0)], Q8_0, "{ft}, {n_expert} experts");
-            let (theirs, ours) = (bytes(&theirs, &h), bytes(&ours, &h));
-            assert!(ours <= theirs, "{ft}, {n_expert} experts: {ours} bytes, not {theirs}");
-            assert!(ours > theirs / 100 * 97, "{ft}, {n_expert} experts: {ours} bytes, not {theirs}");
-        }
-    }
-    let dense = model(32, 0);
-    assert_eq!(types_with(FileType::Q4_K_M, &dense, false, &moe), types(FileType::Q4_K_M, &dense));
-    let rules = Rules { tensor_types: vec![rule("attn_k=q5_k")], ..moe };
-    let types = types_with(FileType::Q4_K_M, &model(32, 4), false, &rules);
-    assert_eq!(types[&TensorId::in_layer(TensorRole::AttnK, 9)], Q5_K);
 }

@@ -1,10 +1,15 @@
 //! The stand-in as ggml sees it: registry entry, device and stream, which hand the work to a CPU backend inside.
+//!
+//! A stream only notes what it is given to compute, and does it when somebody waits for it. That is a GPU as slow as it
+//! can be: whoever reads its memory without waiting finds what was there before, and what the CPU does in between is what
+//! it could do while a GPU computes.
 
 use super::memory::{self, Budget};
 use crate::backend::{Device, SetAbort, SetThreadPool, SetThreads};
 use ggml_sys as sys;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{NonNull, null, null_mut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// From this many columns on a multiplication is worth carrying its weights here; CUDA's figure.
 const MIN_OFFLOAD_BATCH: i64 = 32;
@@ -13,6 +18,10 @@ const MIN_OFFLOAD_BATCH: i64 = 32;
 pub(super) struct StandIn {
     name: CString,
     budget: Budget,
+    /// Graphs that streams were given and have not computed.
+    n_pending: AtomicUsize,
+    /// Reads of its memory by the host while there were some.
+    n_reads_beside_work: AtomicUsize,
     cpu: Device,
     /// Both refer to this very struct, so they are filled in once it has its place.
     buffer_type: sys::ggml_backend_buffer_type,
@@ -41,6 +50,45 @@ impl StandIn {
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
     }
+
+    /// The host reads its memory.
+    pub(super) fn note_read(&self) {
+        if self.n_pending.load(Ordering::Relaxed) > 0 {
+            self.n_reads_beside_work.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How often the host read the device's memory while a stream had something to compute; 0 for devices of another kind.
+pub(super) fn reads_beside_work(device: Device) -> usize {
+    // SAFETY: the type of the function of this name.
+    let is_ours = unsafe { device.function::<LateStatus>(LATE_STATUS) }.is_some();
+    if !is_ours {
+        return 0;
+    }
+    // SAFETY: a device of this kind.
+    unsafe { StandIn::of(device.0.as_ptr()) }.n_reads_beside_work.load(Ordering::Relaxed)
+}
+
+/// Name of the function that tells how late work ended.
+pub(crate) const LATE_STATUS: &CStr = c"bruce_stand_in_late_status";
+
+/// Status of what a stream computed when somebody waited for it, once; a stream can't return it then.
+pub(crate) type LateStatus = unsafe extern "C" fn(sys::ggml_backend_t) -> sys::ggml_status;
+
+unsafe extern "C" fn late_status(stream: sys::ggml_backend_t) -> sys::ggml_status {
+    // SAFETY: a stream of this device, which one thread uses at a time.
+    let stream = unsafe { &mut *(*stream).context.cast::<Stream>() };
+    std::mem::replace(&mut stream.status, sys::GGML_STATUS_SUCCESS)
+}
+
+/// What a stream's context points to.
+struct Stream {
+    cpu: sys::ggml_backend_t,
+    /// Whoever gives a graph to a stream keeps it until it has waited for it.
+    pending: Vec<*mut sys::ggml_cgraph>,
+    /// Of what was computed since it was last asked for.
+    status: sys::ggml_status,
 }
 
 /// The devices of one registry entry.
@@ -104,6 +152,8 @@ unsafe fn place(
     let place = Box::into_raw(Box::new(StandIn {
         name: CString::new(name).unwrap_or_default(),
         budget: Budget::new(size),
+        n_pending: AtomicUsize::new(0),
+        n_reads_beside_work: AtomicUsize::new(0),
         cpu,
         buffer_type: memory::buffer_type(null_mut(), null()),
         raw: sys::ggml_backend_device { iface, reg: registry, context: null_mut() },
@@ -141,6 +191,7 @@ unsafe extern "C" fn registry_function(_: sys::ggml_backend_reg_t, name: *const 
         b"ggml_backend_set_n_threads" => set_threads as SetThreads as *mut c_void,
         b"ggml_backend_cpu_set_threadpool" => set_thread_pool as SetThreadPool as *mut c_void,
         b"ggml_backend_set_abort_callback" => set_abort as SetAbort as *mut c_void,
+        name if name == LATE_STATUS.to_bytes() => late_status as LateStatus as *mut c_void,
         _ => null_mut(),
     }
 }
@@ -217,7 +268,7 @@ unsafe extern "C" fn device_properties(
             type_: sys::GGML_BACKEND_DEVICE_TYPE_GPU,
             device_id: null(),
             caps: sys::ggml_backend_dev_caps {
-                async_: false,
+                async_: true,
                 host_buffer: false,
                 buffer_from_host_ptr: false,
                 events: false,
@@ -270,7 +321,7 @@ unsafe extern "C" fn offload_op(_: sys::ggml_backend_dev_t, op: *const sys::ggml
 /// `stream` was made by `start_stream`.
 unsafe fn inner(stream: sys::ggml_backend_t) -> sys::ggml_backend_t {
     // SAFETY: as the caller promises.
-    unsafe { (*stream).context.cast() }
+    unsafe { (*(*stream).context.cast::<Stream>()).cpu }
 }
 
 unsafe extern "C" fn start_stream(device: sys::ggml_backend_dev_t, _: *const c_char) -> sys::ggml_backend_t {
@@ -289,7 +340,7 @@ unsafe extern "C" fn start_stream(device: sys::ggml_backend_dev_t, _: *const c_c
         set_tensor_2d_async: None,
         get_tensor_2d_async: None,
         cpy_tensor_async: None,
-        synchronize: None,
+        synchronize: Some(wait),
         graph_plan_create: None,
         graph_plan_free: None,
         graph_plan_update: None,
@@ -300,7 +351,9 @@ unsafe extern "C" fn start_stream(device: sys::ggml_backend_dev_t, _: *const c_c
         graph_optimize: None,
     };
     let guid = (&raw const GUID).cast_mut();
-    Box::into_raw(Box::new(sys::ggml_backend { guid, iface, device, context: cpu.cast() }))
+    let stream = Stream { cpu, pending: Vec::new(), status: sys::GGML_STATUS_SUCCESS };
+    let context = Box::into_raw(Box::new(stream)).cast();
+    Box::into_raw(Box::new(sys::ggml_backend { guid, iface, device, context }))
 }
 
 unsafe extern "C" fn stream_name(stream: sys::ggml_backend_t) -> *const c_char {
@@ -309,9 +362,11 @@ unsafe extern "C" fn stream_name(stream: sys::ggml_backend_t) -> *const c_char {
 }
 
 unsafe extern "C" fn end_stream(stream: sys::ggml_backend_t) {
-    // SAFETY: ggml frees a stream once; `start_stream` boxed it and owns the backend inside.
+    // SAFETY: ggml frees a stream once; `start_stream` boxed it and its context, which owns the backend inside.
     unsafe {
-        sys::ggml_backend_free(inner(stream));
+        let context = Box::from_raw((*stream).context.cast::<Stream>());
+        StandIn::of((*stream).device).n_pending.fetch_sub(context.pending.len(), Ordering::Relaxed);
+        sys::ggml_backend_free(context.cpu);
         drop(Box::from_raw(stream));
     }
 }
@@ -338,7 +393,24 @@ unsafe extern "C" fn compute(stream: sys::ggml_backend_t, graph: *mut sys::ggml_
                 return sys::GGML_STATUS_FAILED;
             }
         }
-        sys::ggml_backend_graph_compute(inner(stream), graph)
+        StandIn::of((*stream).device).n_pending.fetch_add(1, Ordering::Relaxed);
+        (*(*stream).context.cast::<Stream>()).pending.push(graph);
+    }
+    sys::GGML_STATUS_SUCCESS
+}
+
+/// Computes what was given, in its order.
+unsafe extern "C" fn wait(stream: sys::ggml_backend_t) {
+    // SAFETY: a stream of this device, which one thread uses at a time; its graphs are kept until this returns.
+    unsafe {
+        let context = &mut *(*stream).context.cast::<Stream>();
+        for graph in context.pending.drain(..) {
+            let status = sys::ggml_backend_graph_compute(context.cpu, graph);
+            StandIn::of((*stream).device).n_pending.fetch_sub(1, Ordering::Relaxed);
+            if context.status == sys::GGML_STATUS_SUCCESS {
+                context.status = status;
+            }
+        }
     }
 }
 

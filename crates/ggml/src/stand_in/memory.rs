@@ -181,14 +181,17 @@ unsafe extern "C" fn set_tensor(
 }
 
 unsafe extern "C" fn get_tensor(
-    _: sys::ggml_backend_buffer_t,
+    buffer: sys::ggml_backend_buffer_t,
     tensor: *const sys::ggml_tensor,
     data: *mut c_void,
     offset: usize,
     size: usize,
 ) {
-    // SAFETY: as in `set_tensor`.
-    unsafe { data.cast::<u8>().copy_from_nonoverlapping((*tensor).data.cast::<u8>().add(offset), size) };
+    // SAFETY: as in `set_tensor`, and as in `type_name`.
+    unsafe {
+        StandIn::of_type((*buffer).buft).note_read();
+        data.cast::<u8>().copy_from_nonoverlapping((*tensor).data.cast::<u8>().add(offset), size);
+    }
 }
 
 /// Copies within one device; between devices ggml goes through the host.

@@ -11,7 +11,7 @@
 //! - Quants of the winner are not kept but its grid is, and quants are made of it if ever they are needed.
 
 use super::{Simd, array, nearest};
-use crate::scalar::search::{AffineSearch, Deviation, Limit};
+use crate::scalar::search::{AffineFit, AffineSearch, Deviation, Grid, Limit};
 
 /// Vectors of sub-blocks that are searched side by side.
 pub(super) const GROUPS: usize = 2;
@@ -273,4 +273,92 @@ fn error<S: Simd, const N: usize>(
         }
     }
     sums
+}
+
+/// Brings sub-blocks into lanes, one after the other.
+#[inline(always)]
+pub(super) fn load_columns<'a, S: Simd, const N: usize>(
+    simd: S,
+    sub_block: impl Fn(usize) -> &'a [f32; N],
+    columns: &mut Columns<S, N>,
+) {
+    for g in 0..GROUPS {
+        let sub_blocks: [&[[f32; 8]]; 16] = array(|lane| {
+            // Lanes that this instruction set does not have get something, too.
+            sub_block(g * S::LANES + lane.min(S::LANES - 1)).as_chunks().0
+        });
+        for (i, columns) in columns.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let rows: [&[f32; 8]; 16] = array(|lane| &sub_blocks[lane][i]);
+            for (columns, vector) in columns.iter_mut().zip(simd.transpose(&rows[..S::LANES])) {
+                columns[g] = vector;
+            }
+        }
+    }
+}
+
+/// Makes emphases of importances, as in `scalar::emphasis`, with the mean square that goes with each sub-block.
+#[inline(always)]
+pub(super) fn emphasize_columns<S: Simd, const N: usize>(
+    simd: S,
+    mean_square: impl Fn(usize) -> f32,
+    weights: &Columns<S, N>,
+    importance: &mut Columns<S, N>,
+) {
+    for g in 0..GROUPS {
+        let mut mean_squares = S::Floats::default();
+        for (lane, each) in mean_squares.as_mut().iter_mut().enumerate() {
+            *each = mean_square(g * S::LANES + lane);
+        }
+        let mean_squares = simd.load(&mean_squares);
+        for (w, x) in importance.iter_mut().zip(weights) {
+            let root = simd.sqrt(simd.add(mean_squares, simd.mul(x[g], x[g])));
+            w[g] = simd.mul(w[g], root);
+        }
+    }
+}
+
+/// Fits in memory, sub-block after sub-block.
+pub(super) struct StoredFits<S: Simd> {
+    scale: InMemory<S>,
+    min: InMemory<S>,
+    inverse: InMemory<S>,
+    low: InMemory<S>,
+    from_candidate: InMemory<S>,
+    importance: InMemory<S>,
+}
+
+type InMemory<S> = [<S as Simd>::Floats; GROUPS];
+
+impl<S: Simd> StoredFits<S> {
+    #[inline(always)]
+    pub(super) fn new(simd: S, fits: &Fits<S>) -> Self {
+        let store = |values: &Lanes<S>| array(|g| simd.store(values[g]));
+        Self {
+            scale: store(&fits.scale),
+            min: store(&fits.min),
+            inverse: store(&fits.inverse),
+            low: store(&fits.low),
+            from_candidate: store(&fits.from_candidate),
+            importance: store(&fits.importance),
+        }
+    }
+
+    #[inline(always)]
+    fn at(values: &InMemory<S>, i: usize) -> f32 {
+        values[i / S::LANES].as_ref()[i % S::LANES]
+    }
+
+    /// The sum of the sub-block's importances.
+    #[inline(always)]
+    pub(super) fn importance(&self, i: usize) -> f32 {
+        Self::at(&self.importance, i)
+    }
+
+    /// The fit of sub-block `i`; `limit` is the search's.
+    #[inline(always)]
+    pub(super) fn fit(&self, i: usize, limit: Limit) -> AffineFit {
+        let limit = if Self::at(&self.from_candidate, i) != 0.0 { limit } else { Limit::AfterRounding };
+        let grid = Grid { inverse: Self::at(&self.inverse, i), low: Self::at(&self.low, i), limit };
+        AffineFit { scale: Self::at(&self.scale, i), min: Self::at(&self.min, i), grid }
+    }
 }

@@ -1,9 +1,9 @@
 //! Q2_K, Q4_K and Q5_K: the searches in lanes, what follows them as in the reference, compiled for longer vectors.
 
-use super::affine::{Columns, Fits, GROUPS, fit};
+use super::affine::{Columns, GROUPS, StoredFits, emphasize_columns, fit, load_columns};
 use super::scales::fit_scales;
 use super::{Chunk, Kernel, Simd, array};
-use crate::scalar::search::{AffineFit, AffineSearch, Grid, Limit};
+use crate::scalar::search::{AffineFit, AffineSearch};
 use crate::scalar::{affine_k, q2_k};
 
 /// Weights in a super-block of any of these formats.
@@ -238,12 +238,15 @@ where
         let (mut x, mut w, mut room) = (zeros, zeros, zeros);
         let per_fit = S::LANES * GROUPS / N_SUB;
         for (weights, blocks) in self.weights.chunks(per_fit).zip(self.blocks.chunks_mut(per_fit)) {
-            load_columns::<S, N, N_SUB>(simd, |b| &weights[b.min(weights.len() - 1)], &mut x);
+            load_columns(
+                simd,
+                |i| sub_block(&weights[(i / N_SUB).min(weights.len() - 1)], i % N_SUB),
+                &mut x,
+            );
             F::importance(simd, &x, &mut w);
-            let fits = fit(simd, &F::SEARCH, &x, &w, &mut room);
-            let fits = StoredFits::new(simd, &fits);
+            let fits = StoredFits::new(simd, &fit(simd, &F::SEARCH, &x, &w, &mut room));
             for (b, (weights, block)) in weights.iter().zip(blocks).enumerate() {
-                F::store(weights, &fits.super_block(b, F::SEARCH.limit), block);
+                F::store(weights, &array(|s| fits.fit(b * N_SUB + s, F::SEARCH.limit)), block);
             }
         }
     }
@@ -279,23 +282,13 @@ where
         let mut mins = [[0.0; MOST]; MOST];
         let mut importance = [[0.0; MOST]; MOST];
         for start in (0..weights.len()).step_by(per_fit) {
-            load_columns::<S, N, N_SUB>(simd, |b| &weights[(start + b).min(last)], &mut x);
-            load_columns::<S, N, N_SUB>(simd, |b| columns[(start + b).min(last)], &mut w);
-            for g in 0..GROUPS {
-                let mut variance = S::Floats::default();
-                for (lane, variance) in variance.as_mut().iter_mut().enumerate() {
-                    *variance = variances[(start + (g * S::LANES + lane) / N_SUB).min(last)];
-                }
-                let variance = simd.load(&variance);
-                for (w, x) in w.iter_mut().zip(&x) {
-                    let root = simd.sqrt(simd.add(variance, simd.mul(x[g], x[g])));
-                    w[g] = simd.mul(w[g], root);
-                }
-            }
-            let fits = fit(simd, search, &x, &w, &mut room);
-            let fits = StoredFits::new(simd, &fits);
+            let at = |i: usize| (start + i / N_SUB).min(last);
+            load_columns(simd, |i| sub_block(&weights[at(i)], i % N_SUB), &mut x);
+            load_columns(simd, |i| sub_block(columns[at(i)], i % N_SUB), &mut w);
+            emphasize_columns(simd, |i| variances[at(i)], &x, &mut w);
+            let fits = StoredFits::new(simd, &fit(simd, search, &x, &w, &mut room));
             for b in 0..per_fit.min(weights.len() - start) {
-                all_fits[start + b] = fits.super_block(b, search.limit);
+                all_fits[start + b] = array(|s| fits.fit(b * N_SUB + s, search.limit));
                 for s in 0..N_SUB {
                     scales[s][start + b] = all_fits[start + b][s].scale;
                     mins[s][start + b] = all_fits[start + b][s].min;
@@ -341,66 +334,8 @@ fn variances<S: Simd>(simd: S, weights: &[[f32; LEN]], factor: f32) -> S::Floats
     simd.store(simd.div(simd.mul(simd.splat(factor), sum), simd.splat(LEN as f32)))
 }
 
-/// Brings sub-blocks into lanes, from as many super-blocks as fit.
+/// Weights or importances of a sub-block.
 #[inline(always)]
-fn load_columns<'a, S: Simd, const N: usize, const N_SUB: usize>(
-    simd: S,
-    super_block: impl Fn(usize) -> &'a [f32; LEN],
-    columns: &mut Columns<S, N>,
-) {
-    for g in 0..GROUPS {
-        let sub_blocks: [&[[f32; 8]]; MOST] = array(|lane| {
-            // Lanes that this instruction set does not have get something, too.
-            let i = g * S::LANES + lane.min(S::LANES - 1);
-            super_block(i / N_SUB).as_chunks::<N>().0[i % N_SUB].as_chunks().0
-        });
-        for (i, columns) in columns.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let rows: [&[f32; 8]; MOST] = array(|lane| &sub_blocks[lane][i]);
-            for (columns, vector) in columns.iter_mut().zip(simd.transpose(&rows[..S::LANES])) {
-                columns[g] = vector;
-            }
-        }
-    }
-}
-
-/// Fits in memory, sub-block after sub-block.
-struct StoredFits<S: Simd> {
-    scale: [S::Floats; GROUPS],
-    min: [S::Floats; GROUPS],
-    inverse: [S::Floats; GROUPS],
-    low: [S::Floats; GROUPS],
-    from_candidate: [S::Floats; GROUPS],
-    importance: [S::Floats; GROUPS],
-}
-
-impl<S: Simd> StoredFits<S> {
-    #[inline(always)]
-    fn new(simd: S, fits: &Fits<S>) -> Self {
-        let store = |values: [S::F32; GROUPS]| array(|g| simd.store(values[g]));
-        Self {
-            scale: store(fits.scale),
-            min: store(fits.min),
-            inverse: store(fits.inverse),
-            low: store(fits.low),
-            from_candidate: store(fits.from_candidate),
-            importance: store(fits.importance),
-        }
-    }
-
-    #[inline(always)]
-    fn importance(&self, i: usize) -> f32 {
-        self.importance[i / S::LANES].as_ref()[i % S::LANES]
-    }
-
-    /// The fits of super-block `b`.
-    #[inline(always)]
-    fn super_block<const N_SUB: usize>(&self, b: usize, limit: Limit) -> [AffineFit; N_SUB] {
-        array(|s| {
-            let (g, lane) = ((b * N_SUB + s) / S::LANES, (b * N_SUB + s) % S::LANES);
-            let at = |values: &[S::Floats; GROUPS]| values[g].as_ref()[lane];
-            let limit = if at(&self.from_candidate) != 0.0 { limit } else { Limit::AfterRounding };
-            let grid = Grid { inverse: at(&self.inverse), low: at(&self.low), limit };
-            AffineFit { scale: at(&self.scale), min: at(&self.min), grid }
-        })
-    }
+fn sub_block<const N: usize>(super_block: &[f32; LEN], s: usize) -> &[f32; N] {
+    &super_block.as_chunks().0[s]
 }

@@ -2,6 +2,7 @@
 //! whatever shares a sum: a sub-block, a super-block, or a row of the tensor.
 
 use super::Simd;
+use crate::scalar::emphasis::sum_of_squares;
 
 /// The `N` columns of the rows, which lie one after the other.
 #[inline(always)]
@@ -27,7 +28,7 @@ pub(super) fn eight_columns<S: Simd>(simd: S, rows: &[f32], row_len: usize, firs
 
 /// The sum of the squares of each row, added up in order.
 #[inline(always)]
-pub(super) fn sums_of_squares<S: Simd>(simd: S, rows: &[f32], row_len: usize) -> S::F32 {
+fn sums_of_squares<S: Simd>(simd: S, rows: &[f32], row_len: usize) -> S::F32 {
     debug_assert_eq!(rows.len(), S::LANES * row_len);
     let mut sum = simd.splat(0.0);
     for first in (0..row_len).step_by(8) {
@@ -36,6 +37,21 @@ pub(super) fn sums_of_squares<S: Simd>(simd: S, rows: &[f32], row_len: usize) ->
         }
     }
     sum
+}
+
+/// The sums of the squares of up to [`Simd::LANES`] rows, each added up in order; zeros where there are fewer rows.
+#[inline(always)]
+pub(super) fn sums_of_rows<S: Simd>(simd: S, rows: &[f32], row_len: usize) -> [f32; 16] {
+    let mut sums = [0.0; 16];
+    if rows.len() == S::LANES * row_len && row_len.is_multiple_of(8) {
+        let vector = simd.store(sums_of_squares(simd, rows, row_len));
+        sums[..S::LANES].copy_from_slice(vector.as_ref());
+    } else {
+        for (sum, row) in sums.iter_mut().zip(rows.chunks(row_len)) {
+            *sum = sum_of_squares(row);
+        }
+    }
+    sums
 }
 
 /// `importance * sqrt(mean_square + weight^2)` of each weight, as in `scalar::emphasis`.

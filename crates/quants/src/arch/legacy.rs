@@ -1,9 +1,8 @@
 //! Q8_0, Q4_0 and Q5_0 (`scalar::legacy`). Without importance a block is a few vectors in the order of the weights; with
 //! it, a block is a lane of the search.
 
-use super::columns::{columns, emphasize, padded, sums_of_squares};
+use super::columns::{columns, emphasize, padded, sums_of_rows};
 use super::{Chunk, Kernel, Simd, nearest, symmetric};
-use crate::scalar::emphasis::sum_of_squares;
 use crate::scalar::legacy::{
     LEN, Q4_0, Q5_0, Q8_0, quantize_q4_0, quantize_q5_0, quantize_q8_0, quantize_weighted_q4_0,
     quantize_weighted_q5_0, store_f16, store_fifth_bits, store_nibbles,
@@ -29,7 +28,7 @@ impl Kernel for QuantizeQ8<'_> {
 
 /// The scale's reciprocal; `None` where it is not an ordinary number.
 #[inline(always)]
-fn reciprocal(d: f32) -> Option<f32> {
+pub(super) fn reciprocal(d: f32) -> Option<f32> {
     let inverse = 1.0 / d;
     (inverse.is_finite() && inverse != 0.0).then_some(inverse)
 }
@@ -157,15 +156,7 @@ fn weighted<S: Simd, const HALF: u8, const BYTES: usize>(
     let n_floats = S::LANES * LEN;
     let mut rooms = [[0.0; 16 * LEN]; 2];
     for (rows, blocks) in weights.chunks(together).zip(blocks.chunks_mut(S::LANES * n_blocks)) {
-        let mut sums = [0.0; 16];
-        if rows.len() == together && row_len.is_multiple_of(8) {
-            let vector = simd.store(sums_of_squares(simd, rows, row_len));
-            sums[..S::LANES].copy_from_slice(vector.as_ref());
-        } else {
-            for (sum, row) in sums.iter_mut().zip(rows.chunks(row_len)) {
-                *sum = sum_of_squares(row);
-            }
-        }
+        let sums = sums_of_rows(simd, rows, row_len);
         for ((row, blocks), sum) in rows.chunks(row_len).zip(blocks.chunks_mut(n_blocks)).zip(sums) {
             // With weights that are not finite in it, the whole row is left to the reference.
             if !sum.is_finite() && !row.iter().all(|x| x.is_finite()) {

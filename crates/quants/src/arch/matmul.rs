@@ -47,6 +47,15 @@ impl Level {
             Isa::X86(isa) => isa.name(),
         }
     }
+
+    /// The instruction set, unless it is the scalar level.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const fn x86(self) -> Option<x86::Isa> {
+        match self.0 {
+            Isa::Scalar => None,
+            Isa::X86(isa) => Some(isa),
+        }
+    }
 }
 
 /// Stores a row of activations. All levels give the same bytes.

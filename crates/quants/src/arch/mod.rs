@@ -5,6 +5,7 @@
 //!   each instruction set (`x86`), whose existence proves that the processor has it.
 //! - [`Kernel`]: code that is generic over [`Simd`]; [`Simd::vectorize`] compiles it for the token's instruction set.
 //! - [`matmul`]: kernels that multiply, with levels of their own.
+//! - [`attention`]: attention over a cache, at the levels of [`matmul`].
 //!
 //! A kernel gives the bytes of the scalar reference. In kernels that search, a lane is a sub-block, so that within a lane
 //! each operation comes in the reference's order; no two operations are ever contracted into one.
@@ -15,10 +16,12 @@
 
 mod affine;
 mod affine_k;
+pub(crate) mod attention;
 mod columns;
 mod float;
 mod iq4;
 mod legacy;
+mod legacy_affine;
 pub(crate) mod matmul;
 mod q3_k;
 mod q6_k;
@@ -135,6 +138,8 @@ fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(
         TensorType::Q4_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q4K, chunk)),
         TensorType::Q5_K => simd.vectorize(affine_k::Quantize::new(affine_k::Q5K, chunk)),
         TensorType::Q4_0 => simd.vectorize(legacy::quantize_q4(chunk)),
+        TensorType::Q4_1 => simd.vectorize(legacy_affine::quantize_q4(chunk)),
+        TensorType::Q5_1 => simd.vectorize(legacy_affine::quantize_q5(chunk)),
         TensorType::Q5_0 => simd.vectorize(legacy::quantize_q5(chunk)),
         TensorType::Q8_0 => simd.vectorize(legacy::QuantizeQ8(chunk)),
         TensorType::IQ4_NL => simd.vectorize(iq4::QuantizeNl(chunk)),

@@ -1,8 +1,7 @@
 //! Q3_K (`scalar::q3_k`): scales are searched for a sub-block to a lane, quants made in the order of the weights.
 
-use super::columns::{columns, emphasize, padded, sums_of_squares};
+use super::columns::{columns, emphasize, padded, sums_of_rows};
 use super::{Chunk, Kernel, Simd, nearest, symmetric};
-use crate::scalar::emphasis::sum_of_squares;
 use crate::scalar::float::{f16_from_f32, f32_from_f16};
 use crate::scalar::q3_k::{
     LEN, N_SUB, OFFSET, Q3_K, SCALE_OFFSET, SUB_LEN, pack, quantize_q3_k, quantize_weighted_q3_k,
@@ -156,16 +155,7 @@ fn store_unweighted<S: Simd>(
 fn weighted<S: Simd>(simd: S, weights: &[[f32; LEN]], importance: &[[f32; LEN]], blocks: &mut [[u8; Q3_K]]) {
     for (i, (weights, blocks)) in weights.chunks(S::LANES).zip(blocks.chunks_mut(S::LANES)).enumerate() {
         let importance = |s: usize| &importance[(i * S::LANES + s) % importance.len()];
-        // For each of the super-blocks; where they are fewer than lanes, zeros for the rest.
-        let mut sums = [0.0; 16];
-        if weights.len() == S::LANES {
-            let vector = simd.store(sums_of_squares(simd, weights.as_flattened(), LEN));
-            sums[..S::LANES].copy_from_slice(vector.as_ref());
-        } else {
-            for (sum, weights) in sums.iter_mut().zip(weights) {
-                *sum = sum_of_squares(weights);
-            }
-        }
+        let sums = sums_of_rows(simd, weights.as_flattened(), LEN);
         let mut scales = [[0.0; N_SUB]; 16];
         let mut emphases = [[0.0; N_SUB]; 16];
         let mut magnitudes = [[0.0; N_SUB]; 16];

@@ -7,7 +7,7 @@ mod slots;
 mod stream;
 
 use crate::Error;
-use crate::kernels::Kernels;
+use crate::kernels::{self, Kernels};
 use crate::residency::{Placement, PlacementOptions};
 use crate::slots::{LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
@@ -158,6 +158,19 @@ pub(crate) enum FeedForward {
     },
 }
 
+impl Layer {
+    /// Whether our kernels compute the experts on the host, where some of them have slots.
+    fn experts_are_served(&self) -> bool {
+        match &self.ffn {
+            FeedForward::Experts { gate, up, down, slots: Some(_), .. } => {
+                let mut groups = [gate, up, down].into_iter().flat_map(|bank| &bank.groups);
+                groups.all(|group| kernels::served(&group.weights))
+            }
+            _ => true,
+        }
+    }
+}
+
 /// One projection of all experts of a layer, in as many groups as there are (type, place) pairs among them.
 pub(crate) struct ExpertBank {
     pub groups: Vec<ExpertGroup>,
@@ -223,7 +236,10 @@ impl Model {
         }
         let loaded = load::load(&gguf, &hparams, &placement, options, progress)?;
         let slots = (!loaded.slots.is_empty()).then(|| {
-            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, !options.placement.fixed_experts)
+            let moves = !options.placement.fixed_experts;
+            let spared =
+                kernels == Kernels::Bruce && loaded.weights.layers.iter().all(Layer::experts_are_served);
+            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, moves, spared)
         });
         Ok(Arc::new(Model {
             gguf,

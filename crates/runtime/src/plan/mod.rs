@@ -177,6 +177,10 @@ impl Plan {
     /// Makes the options do what is planned.
     pub fn apply(&self, model: &mut ModelOptions, session: &mut SessionOptions) {
         let placement = &mut model.placement;
+        if placement.expert_slots.is_some() {
+            // The user's word; layers then go where they fit beside the slots.
+            return;
+        }
         if self.machine.device.is_some() {
             placement.n_gpu_layers = GpuLayers::Count(self.outlook.n_gpu_layers);
             if self.has_slots() {
@@ -238,6 +242,7 @@ fn can_stream(model: &ModelOptions, budget: &Budget) -> bool {
     model.expert_pool_bytes.is_none()
         && model.kernels != Some(Kernels::Ggml)
         && !model.mlock
+        && placement.expert_slots.is_none()
         && placement.overrides.is_empty()
         && placement.repack != Repack::On
         && matches!(placement.n_gpu_layers, GpuLayers::Auto | GpuLayers::Count(0))

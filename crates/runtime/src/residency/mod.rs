@@ -124,7 +124,7 @@ impl Placement {
             slots: Vec::new(),
         };
         if let Some(slots) = &options.expert_slots {
-            slots::check(slots, hparams, tensors, options)?;
+            slots::check(slots, hparams, tensors, options, placement.devices.len())?;
             placement.slots = (0..n_layer).map(|layer| slots.of_layer(layer, hparams.n_expert)).collect();
         }
         let free: Vec<u64> = placement.devices.iter().map(|d| d.memory().0 as u64).collect();

@@ -35,6 +35,7 @@ pub(super) fn check(
     hparams: &HyperParams,
     tensors: &[TensorInfo],
     options: &PlacementOptions,
+    n_devices: usize,
 ) -> Result<(), Error> {
     let wrong =
         |found: String, expected: String| Err(Error::Option { option: "--expert-slots", found, expected });
@@ -60,6 +61,9 @@ pub(super) fn check(
                 format!("each of 0 to {} at most once", n_expert - 1),
             );
         }
+    }
+    if n_devices == 0 && (0..hparams.n_layer).any(|layer| !slots.of_layer(layer, n_expert).is_empty()) {
+        return wrong("no GPU that they could be on".to_owned(), "one (see bruce-run devices)".to_owned());
     }
     if options.cpu_moe || options.n_cpu_moe > 0 {
         let found = "--cpu-moe or --n-cpu-moe beside it".to_owned();

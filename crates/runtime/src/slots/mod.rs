@@ -34,6 +34,16 @@ pub struct SlotStatistics {
 }
 
 impl SlotStatistics {
+    /// What happened after an earlier look.
+    pub fn since(&self, earlier: &SlotStatistics) -> SlotStatistics {
+        SlotStatistics {
+            hits: self.hits - earlier.hits,
+            misses: self.misses - earlier.misses,
+            promotions: self.promotions - earlier.promotions,
+            uploaded_bytes: self.uploaded_bytes - earlier.uploaded_bytes,
+        }
+    }
+
     /// Share of the choices that devices computed; 0 where there were none.
     pub fn hit_rate(&self) -> f64 {
         self.hits as f64 / (self.hits + self.misses).max(1) as f64
@@ -49,6 +59,7 @@ pub struct SlotCache {
     state: Mutex<State>,
     /// `None` where experts stay where they are.
     uploader: Option<Uploader>,
+    spares_the_cpu: bool,
 }
 
 struct State {
@@ -76,6 +87,7 @@ impl SlotCache {
         layers: Vec<Arc<LayerSlots>>,
         n_used: usize,
         moves: bool,
+        spares_the_cpu: bool,
     ) -> SlotCache {
         let occupants: Vec<Vec<Vec<Option<u32>>>> =
             layers.iter().map(|layer| layer.first_occupants()).collect();
@@ -90,7 +102,14 @@ impl SlotCache {
             running: RwLock::new(()),
             state: Mutex::new(state),
             uploader: moves.then(|| Uploader::new(gguf)),
+            spares_the_cpu,
         }
+    }
+
+    /// Whether the CPU leaves out what devices compute. ggml's kernels can't, nor is there another for every type: the
+    /// CPU then computes every choice, and slots save no time.
+    pub fn spares_the_cpu(&self) -> bool {
+        self.spares_the_cpu
     }
 
     /// What happened so far.

@@ -15,7 +15,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn device(bytes: usize) -> String {
-    ggml::stand_in::register(1, bytes).expect("registered")[0].name()
+    stand_in(bytes).name()
+}
+
+fn stand_in(bytes: usize) -> ggml::Device {
+    ggml::stand_in::register(1, bytes).expect("registered")[0]
 }
 
 fn options(device: &str, kernels: Kernels, slots: ExpertSlots) -> ModelOptions {
@@ -95,6 +99,7 @@ fn missing_experts_are_computed_by_our_kernels() {
                 let statistics = model.slots().expect("slots").statistics();
                 assert!(statistics.hits > 0 && statistics.misses > 0, "{n} slots: {statistics:?}");
                 assert_eq!((statistics.promotions, statistics.uploaded_bytes), (0, 0));
+                assert!(model.slots().expect("slots").spares_the_cpu());
             }
             // No slots and slots for all are the placements that there were before.
             let mut without = on(ExpertSlots::Uniform(0));
@@ -187,6 +192,7 @@ fn experts_move_while_tokens_are_computed_and_change_nothing() {
             let model = load(&file.path, &on);
             let slots = model.slots().expect("slots");
             let before = slots.experts();
+            assert!(!slots.spares_the_cpu(), "ggml's kernels compute everything");
             let found = token_by_token(&model, 120, || ());
             assert_eq!(difference(&expected, &found), 0.0, "{n} slots, {layout:?}");
             slots.settle();
@@ -215,6 +221,20 @@ fn moving_experts_keeps_our_kernels_within_rounding_and_pays() {
     let [moved, stayed] = [&model, &fixed].map(|m| m.slots().expect("slots").statistics());
     assert!(moved.promotions > 0 && stayed.promotions == 0);
     assert!(moved.hit_rate() > stayed.hit_rate(), "{moved:?} and {stayed:?}");
+}
+
+/// The device has been given its products, and nobody has waited for them, when the CPU begins with the others: once in
+/// each layer.
+#[test]
+fn misses_are_computed_while_the_device_computes_hits() {
+    let device = stand_in(64 << 20);
+    for layout in [Stacked, Split] {
+        let file = tiny_moe("f32", layout);
+        let model = load(&file.path, &options(&device.name(), Kernels::Bruce, ExpertSlots::Uniform(2)));
+        let before = ggml::stand_in::reads_beside_work(device);
+        token_by_token(&model, 5, || ());
+        assert_eq!(ggml::stand_in::reads_beside_work(device) - before, 5 * 3, "{layout:?}");
+    }
 }
 
 /// Two conversations with one model at once, each in a thread of its own.

@@ -1,71 +1,24 @@
-//! What is looked at in a file, and what is wrong with it.
+//! What is looked at in a file beside its weights, and what is wrong with it.
 
-use gguf::{Gguf, TensorInfo};
+use gguf::Gguf;
 use model_spec::HyperParams;
 use runtime::chat::{ChatTemplate, Message, Role};
 use runtime::tokenizer::{AddBos, Special, Tokenizer};
 
-/// What a check found.
-pub struct Findings {
-    /// What is wrong, each with the place.
-    pub problems: Vec<String>,
-    /// Tensors whose values were looked at.
-    pub n_checked: usize,
-    /// Names of tensors whose type can't be decoded here.
-    pub unchecked: Vec<String>,
-}
-
-/// Looks at the whole file.
-pub fn all(file: &Gguf) -> Findings {
-    let mut findings = Findings { problems: Vec::new(), n_checked: 0, unchecked: Vec::new() };
+/// What is wrong with a file beside its weights: hyperparameters, tokenizer, end tokens, chat template.
+pub fn metadata(file: &Gguf) -> Vec<String> {
+    let mut problems = Vec::new();
     if let Err(error) = HyperParams::from_gguf(file) {
-        findings.problems.push(error.to_string());
-    }
-    for tensor in file.tensors() {
-        if !quants::can_dequantize(tensor.ty) {
-            findings.unchecked.push(tensor.name.clone());
-            continue;
-        }
-        findings.n_checked += 1;
-        findings.problems.extend(not_finite(file, tensor));
+        problems.push(error.to_string());
     }
     match Tokenizer::from_metadata(file.metadata()) {
         Ok(tokenizer) => {
-            findings.problems.extend(round_trips(&tokenizer));
-            findings.problems.extend(chat(file, &tokenizer));
+            problems.extend(round_trips(&tokenizer));
+            problems.extend(chat(file, &tokenizer));
         }
-        Err(error) => findings.problems.push(format!("tokenizer: {error}")),
+        Err(error) => problems.push(format!("tokenizer: {error}")),
     }
-    findings
-}
-
-/// Weights decoded at once.
-const CHUNK: usize = 1 << 16;
-
-/// The first weight that is NaN or infinite, with its block and its expert: that of a scale makes all of its block so.
-fn not_finite(file: &Gguf, tensor: &TensorInfo) -> Option<String> {
-    let (len, bytes) = (tensor.ty.block_len(), tensor.ty.block_bytes());
-    let blocks_at_once = CHUNK / len;
-    let mut values = vec![0f32; CHUNK];
-    for (i, data) in file.data(tensor).chunks(blocks_at_once * bytes).enumerate() {
-        let values = &mut values[..data.len() / bytes * len];
-        if let Err(error) = quants::dequantize(tensor.ty, data, values) {
-            return Some(format!("tensor {}: {error}", tensor.name));
-        }
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let index = i * blocks_at_once * len + at;
-            let matrix = tensor.ne.iter().take(2).product::<u64>().max(1) as usize;
-            let expert = match tensor.ne.get(2) {
-                Some(n) if *n > 1 => format!(" of expert {}", index / matrix),
-                _ => String::new(),
-            };
-            let (name, value, block) = (&tensor.name, values[at], index / len);
-            return Some(format!(
-                "tensor {name}: found {value} in block {block}{expert}, expected finite weights"
-            ));
-        }
-    }
-    None
+    problems
 }
 
 const TEXTS: [&str; 4] = [

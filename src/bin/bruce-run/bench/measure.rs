@@ -6,8 +6,9 @@ use crate::plan::{self, BudgetArgs};
 use runtime::bandwidth::Memory;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::Measure;
-use runtime::residency::PlacementOptions;
+use runtime::residency::{ExpertSlots, PlacementOptions};
 use runtime::session::{Logits, Session, SessionOptions};
+use runtime::slots::SlotStatistics;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ pub struct Outcome {
     pub read_rate: f64,
     /// Single tokens a second that the plan expects; `None` where no budget was given.
     pub expected: Option<f64>,
+    /// What experts in slots did in the last of them; `None` where there are none.
+    pub slots: Option<SlotStatistics>,
 }
 
 impl<'a> Bench<'a> {
@@ -76,15 +79,19 @@ impl<'a> Bench<'a> {
             session.truncate(0);
             self.prompt(&mut session, test.n_depth, test.n_batch)?;
             let samples = Samples { n_tokens: test.n_prompt + test.n_gen, times: Vec::new() };
-            runs.push((test, session, Outcome { model, samples, read_rate: 0.0, expected }));
+            let slots = statistics(&model);
+            runs.push((test, session, Outcome { model, samples, read_rate: 0.0, expected, slots }));
         }
         for _ in 0..self.args.repetitions {
             for (test, session, outcome) in &mut runs {
                 session.truncate(test.n_depth as usize);
+                let before = statistics(&outcome.model);
                 let start = Instant::now();
                 self.prompt(session, test.n_prompt, test.n_batch)?;
                 self.generate(session, test.n_gen)?;
                 outcome.samples.times.push(start.elapsed());
+                outcome.slots =
+                    statistics(&outcome.model).zip(before).map(|(now, before)| now.since(&before));
                 if let Some(memory) = &self.memory {
                     outcome.read_rate = outcome.read_rate.max(memory.read_rate(test.n_threads));
                 }
@@ -110,6 +117,8 @@ impl<'a> Bench<'a> {
             placement: PlacementOptions {
                 n_gpu_layers: load.n_gpu_layers,
                 n_cpu_moe: load.n_cpu_moe,
+                expert_slots: load.expert_slots.map(ExpertSlots::Uniform),
+                fixed_experts: self.args.fixed_experts,
                 repack: crate::cli::model::repack(Some(load.repack)),
                 overrides: self.args.override_tensor.concat(),
                 devices: (!self.args.device.is_empty()).then(|| self.args.device.clone()),
@@ -146,6 +155,10 @@ impl<'a> Bench<'a> {
             .take(n_tokens as usize)
             .try_for_each(|id| session.decode(&[id], Logits::Last))
     }
+}
+
+fn statistics(model: &Model) -> Option<SlotStatistics> {
+    model.slots().map(|slots| slots.statistics())
 }
 
 fn begins_with(model: &Model) -> Option<u32> {

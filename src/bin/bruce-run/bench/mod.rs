@@ -89,6 +89,14 @@ pub struct Args {
     #[arg(long, alias = "ncmoe", value_name = "LIST", value_parser = int_list)]
     n_cpu_moe: Vec<IntList>,
 
+    /// Experts of each layer that have copies on GPUs, while the CPU keeps all and computes the others
+    #[arg(long, value_name = "LIST", value_parser = int_list)]
+    expert_slots: Vec<IntList>,
+
+    /// Leave the experts that are on GPUs there, whichever are asked for
+    #[arg(long)]
+    fixed_experts: bool,
+
     /// Put tensors whose name matches into a buffer [-ot]
     #[arg(long, alias = "ot", value_name = "REGEX=BUFFER", value_parser = tensor_overrides)]
     override_tensor: Vec<Overrides>,
@@ -166,6 +174,7 @@ pub struct Test {
 struct Load {
     n_gpu_layers: GpuLayers,
     n_cpu_moe: u32,
+    expert_slots: Option<u32>,
     use_mmap: bool,
     repack: Switch,
     vram: Option<u64>,
@@ -248,14 +257,24 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
     let flash_attn = or_default(args.flash_attn.clone(), Switch::Auto);
 
     let mut loads = Vec::new();
+    let expert_slots = or_default(args.expert_slots.concat().into_iter().map(Some).collect(), None);
     for n_gpu_layers in or_default(args.n_gpu_layers.clone(), GpuLayers::Auto) {
-        for &n_cpu_moe in &n_cpu_moe {
+        for (n_cpu_moe, expert_slots) in product(&n_cpu_moe, &expert_slots) {
             for use_mmap in or_default(args.mmap.clone(), true) {
                 for repack in or_default(args.repack.clone(), Switch::Auto) {
                     // The kernels come last: those of one test are measured in turns.
                     let kernels = Kernels::default();
                     for (vram, ram) in product(&budgets(&args.vram), &budgets(&args.ram)) {
-                        loads.push(Load { n_gpu_layers, n_cpu_moe, use_mmap, repack, vram, ram, kernels });
+                        loads.push(Load {
+                            n_gpu_layers,
+                            n_cpu_moe,
+                            expert_slots,
+                            use_mmap,
+                            repack,
+                            vram,
+                            ram,
+                            kernels,
+                        });
                     }
                 }
             }

@@ -8,6 +8,7 @@ use super::{Switch, Test};
 use clap::ValueEnum;
 use runtime::Kernels;
 use runtime::residency::GpuLayers;
+use runtime::slots::SlotStatistics;
 use serde_json::{Map, Value, json};
 
 /// How results are written.
@@ -127,6 +128,11 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
     optional(any(|t| t.load.n_cpu_moe != 0), Column("n_cpu_moe", 10, |t, _| t.load.n_cpu_moe.to_string()));
     optional(any(|t| t.load.vram.is_some()), Column("vram", 8, |t, _| budget(t.load.vram)));
     optional(any(|t| t.load.ram.is_some()), Column("ram", 8, |t, _| budget(t.load.ram)));
+    let with_slots = any(|t| t.load.expert_slots.is_some());
+    optional(
+        with_slots,
+        Column("slots", 5, |t, _| t.load.expert_slots.map_or("-".to_owned(), |n| n.to_string())),
+    );
     optional(true, Column("threads", 7, |t, _| t.n_threads.to_string()));
     optional(any(|t| t.n_batch != 2048), Column("n_batch", 7, |t, _| t.n_batch.to_string()));
     optional(any(|t| t.n_ubatch != 512), Column("n_ubatch", 8, |t, _| t.n_ubatch.to_string()));
@@ -153,6 +159,12 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
             o.expected.map_or("-".to_owned(), |speed| format!("{speed:.2}"))
         }));
     }
+    if with_slots {
+        columns.push(Column("hits", 7, |_, o| {
+            of_slots(o, |slots| format!("{:.1} %", 100.0 * slots.hit_rate()))
+        }));
+        columns.push(Column("moved", 5, |_, o| of_slots(o, |slots| slots.promotions.to_string())));
+    }
     if with_limits {
         columns.push(Column("median t/s", 10, |_, o| format!("{:.2}", median(&o.samples.rates()))));
         columns.push(Column("GOP/s", 8, |t, o| format!("{:.1}", reached(t, o).gop_per_s)));
@@ -167,6 +179,10 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
         }));
     }
     columns
+}
+
+fn of_slots(outcome: &Outcome, show: fn(&SlotStatistics) -> String) -> String {
+    outcome.slots.as_ref().map_or("-".to_owned(), show)
 }
 
 /// What a field holds, as far as the formats care.
@@ -228,6 +244,11 @@ const FIELDS: &[(&str, Kind)] = &[
     ("stddev_ts", Kind::Float),
     // Ours.
     ("kernels", Kind::Text),
+    ("expert_slots", Kind::Int),
+    ("expert_hits", Kind::Int),
+    ("expert_misses", Kind::Int),
+    ("experts_moved", Kind::Int),
+    ("expert_bytes_uploaded", Kind::Int),
 ];
 
 fn field_names() -> Vec<&'static str> {
@@ -237,6 +258,7 @@ fn field_names() -> Vec<&'static str> {
 fn value(field: &str, test: &Test, outcome: &Outcome) -> Value {
     let times: Vec<f64> = outcome.samples.nanoseconds().into_iter().map(|ns| ns as f64).collect();
     let rates = outcome.samples.rates();
+    let slots = outcome.slots.unwrap_or_default();
     match field {
         "build_commit" => json!(env!("BRUCE_VERSION")),
         "cpu_info" => json!(devices(|kind| kind == ggml::DeviceKind::Cpu)),
@@ -257,6 +279,11 @@ fn value(field: &str, test: &Test, outcome: &Outcome) -> Value {
         "repack" => json!(switch_number(test.load.repack)),
         "load_mode" => json!(load_mode(test)),
         "kernels" => json!(kernels(test)),
+        "expert_slots" => json!(test.load.expert_slots.unwrap_or(0)),
+        "expert_hits" => json!(slots.hits),
+        "expert_misses" => json!(slots.misses),
+        "experts_moved" => json!(slots.promotions),
+        "expert_bytes_uploaded" => json!(slots.uploaded_bytes),
         "n_prompt" => json!(test.n_prompt),
         "n_gen" => json!(test.n_gen),
         "n_depth" => json!(test.n_depth),

@@ -8,7 +8,7 @@ use clap::{ArgAction, ValueEnum};
 use regex::Regex;
 use runtime::Kernels;
 use runtime::model::{ModelOptions, RopeOverrides, ScalingKind};
-use runtime::residency::{GpuLayers, PlacementOptions, Repack};
+use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
 use std::path::PathBuf;
 
 /// Which file.
@@ -181,6 +181,15 @@ pub struct PlacementArgs {
     #[arg(long, alias = "cmoe", env = "LLAMA_ARG_CPU_MOE", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     cpu_moe: bool,
 
+    /// Keep the experts on the CPU and copies of so many of each layer on its GPU, which computes these while the CPU
+    /// computes the others: a number, or one for each layer
+    #[arg(long, value_name = "N[,N]", value_delimiter = ',')]
+    expert_slots: Vec<u32>,
+
+    /// Leave the experts that are on GPUs there, whichever are asked for, for answers that repeat bit by bit
+    #[arg(long, requires = "expert_slots")]
+    fixed_experts: bool,
+
     /// Put tensors whose name matches into a buffer: REGEX=BUFFER[,...] [-ot]
     #[arg(long, alias = "ot", value_name = "REGEX=BUFFER", value_parser = tensor_overrides, env = "LLAMA_ARG_OVERRIDE_TENSOR")]
     override_tensor: Vec<Overrides>,
@@ -267,7 +276,12 @@ impl PlacementArgs {
             devices: (!self.device.is_empty()).then(|| self.device.clone()),
             repack: if self.no_repack { Repack::Off } else { repack(self.repack) },
             tensor_split: self.tensor_split.clone(),
-            ..PlacementOptions::default()
+            expert_slots: match self.expert_slots[..] {
+                [] => None,
+                [n] => Some(ExpertSlots::Uniform(n)),
+                _ => Some(ExpertSlots::PerLayer(self.expert_slots.clone())),
+            },
+            fixed_experts: self.fixed_experts,
         }
     }
 }

@@ -54,6 +54,12 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
         eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
     }
+    if model.slots().is_some_and(|slots| !slots.spares_the_cpu()) {
+        eprintln!(
+            "warning: slots for experts save no time here: the CPU's kernels (--kernels ggml, or for a type that bruce has \
+             none for) compute every expert a token takes"
+        );
+    }
     let template = template(&config, &model)?;
     let mode = decide(&config, template.is_some())?;
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
@@ -65,6 +71,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         describe(&model, &session, &sampler);
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
+    let before = model.slots().map(|slots| slots.statistics());
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
     if let Some(cache) = cache {
         engine.use_cache(cache)?;
@@ -80,6 +87,16 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
         eprint!("\n{}", engine.timings().lines());
+        if let (Some(slots), Some(before)) = (model.slots(), before) {
+            let done = slots.statistics().since(&before);
+            eprintln!(
+                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} copied",
+                100.0 * done.hit_rate(),
+                done.hits + done.misses,
+                done.promotions,
+                bruce::size::bytes(done.uploaded_bytes)
+            );
+        }
     }
     Ok(ended)
 }
@@ -149,6 +166,9 @@ fn describe(model: &Model, session: &Session, sampler: &Sampler) {
     eprintln!("{}", bruce::terminal::neutral_line(&model.description()));
     for (buffer, size) in model.sizes() {
         eprintln!("weights in {buffer}: {}", bytes(size));
+    }
+    if let Some(slots) = model.slots() {
+        eprintln!("{} slots for experts in {} layers", slots.n_slots(), slots.experts().len());
     }
     for (buffer, size) in session.compute_bytes() {
         eprintln!("compute buffers in {buffer}: {}", bytes(size as u64));

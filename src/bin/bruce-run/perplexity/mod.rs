@@ -113,6 +113,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         return print(&format!(
             "{}\n",
             json!({
+                "model": path.file_name().unwrap_or_default().to_string_lossy(),
                 "perplexity": estimate.perplexity,
                 "error": estimate.error,
                 "n_tokens": chunks.n_text_tokens(),

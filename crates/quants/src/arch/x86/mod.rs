@@ -12,6 +12,7 @@ macro_rules! operations {
         })*
     };
 }
+pub(super) mod attention;
 mod avx2;
 #[cfg(avx512)]
 #[allow(clippy::incompatible_msrv, reason = "compiled only where the compiler has it")]
