@@ -65,10 +65,10 @@ fn a_budget_for_devices_is_kept_and_changes_no_answer() {
 /// Less memory than the experts need: they are streamed, and the answer is the same.
 #[test]
 fn a_budget_for_memory_streams_what_has_no_room() {
-    let unlimited = planned(bruce_run().arg(model()).args(["-c", "256"]));
+    let unlimited = planned(bruce_run().arg(model()).args(["-c", "256", "--kernels", "bruce"]));
     let all = number(&unlimited["memory"]["total_bytes"]);
     let ram = (all - number(&unlimited["memory"]["expert_bytes"]) / 2).to_string();
-    let plan = planned(bruce_run().arg(model()).args(["-c", "256", "--ram", &ram]));
+    let plan = planned(bruce_run().arg(model()).args(["-c", "256", "--kernels", "bruce", "--ram", &ram]));
     let pool = number(&plan["expert_pool_bytes"]);
     assert!(pool > 0 && pool < number(&unlimited["memory"]["expert_bytes"]), "{plan}");
     assert_eq!(unlimited["expert_pool_bytes"], Value::Null);

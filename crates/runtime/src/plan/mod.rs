@@ -107,7 +107,8 @@ impl Plan {
         }
         // Experts are streamed to the CPU, which then has all the rest too.
         let can_stream = can_stream(model, budget);
-        if can_stream && outlook.as_ref().is_ok_and(|outlook| !outlook.all_in_memory()) {
+        let is_streamed = can_stream && outlook.as_ref().is_ok_and(|outlook| !outlook.all_in_memory());
+        if is_streamed {
             survey.devices.clear();
             survey.kernels = Kernels::Bruce;
             (demand, machine, outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
@@ -127,7 +128,6 @@ impl Plan {
             needed: Box::new(shortage.needed),
             available_bytes: shortage.available_bytes,
         })?;
-        let is_streamed = can_stream && !outlook.all_in_memory();
         Ok(Plan {
             pool_bytes: is_streamed.then(|| outlook.pool_bytes(&machine)),
             devices: survey.devices.iter().map(|device| device.name()).collect(),
