@@ -62,6 +62,24 @@ fn a_budget_for_devices_is_kept_and_changes_no_answer() {
     assert!(homes.is_sorted() && homes.first() == Some(&0) && homes.last() == Some(&12), "{homes:?}");
 }
 
+/// Less memory than the experts need: they are streamed, and the answer is the same.
+#[test]
+fn a_budget_for_memory_streams_what_has_no_room() {
+    let unlimited = planned(bruce_run().arg(model()).args(["-c", "256", "--kernels", "bruce"]));
+    let all = number(&unlimited["memory"]["total_bytes"]);
+    let ram = (all - number(&unlimited["memory"]["expert_bytes"]) / 2).to_string();
+    let plan = planned(bruce_run().arg(model()).args(["-c", "256", "--kernels", "bruce", "--ram", &ram]));
+    let pool = number(&plan["expert_pool_bytes"]);
+    assert!(pool > 0 && pool < number(&unlimited["memory"]["expert_bytes"]), "{plan}");
+    assert_eq!(unlimited["expert_pool_bytes"], Value::Null);
+    let ask = |flags: &[&str]| {
+        let usual =
+            ["-no-cnv", "-p", "Once upon a time", "-n", "12", "--temp", "0", "-c", "256", "--no-perf"];
+        succeed(bruce_run().arg(model()).args(usual).args(["--kernels", "bruce", "--no-repack"]).args(flags))
+    };
+    assert_eq!(ask(&["--ram", &ram]), ask(&[]));
+}
+
 #[test]
 fn a_budget_that_is_too_small_says_what_is_needed() {
     let output = run(bruce_run().arg(model()).args(["--ram", "8M", "-p", "Hi", "-no-cnv"]));

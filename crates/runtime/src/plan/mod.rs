@@ -107,7 +107,8 @@ impl Plan {
         }
         // Experts are streamed to the CPU, which then has all the rest too.
         let can_stream = can_stream(model, budget);
-        if can_stream && outlook.as_ref().is_ok_and(|outlook| !outlook.all_in_memory()) {
+        let is_streamed = can_stream && outlook.as_ref().is_ok_and(|outlook| !outlook.all_in_memory());
+        if is_streamed {
             survey.devices.clear();
             survey.kernels = Kernels::Bruce;
             (demand, machine, outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
@@ -127,7 +128,6 @@ impl Plan {
             needed: Box::new(shortage.needed),
             available_bytes: shortage.available_bytes,
         })?;
-        let is_streamed = can_stream && !outlook.all_in_memory();
         Ok(Plan {
             pool_bytes: is_streamed.then(|| outlook.pool_bytes(&machine)),
             devices: survey.devices.iter().map(|device| device.name()).collect(),
@@ -177,6 +177,10 @@ impl Plan {
     /// Makes the options do what is planned.
     pub fn apply(&self, model: &mut ModelOptions, session: &mut SessionOptions) {
         let placement = &mut model.placement;
+        if placement.expert_slots.is_some() {
+            // The user's word; layers then go where they fit beside the slots.
+            return;
+        }
         if self.machine.device.is_some() {
             placement.n_gpu_layers = GpuLayers::Count(self.outlook.n_gpu_layers);
             if placement.expert_slots.is_some() {
@@ -240,6 +244,7 @@ fn can_stream(model: &ModelOptions, budget: &Budget) -> bool {
     model.expert_pool_bytes.is_none()
         && model.kernels != Some(Kernels::Ggml)
         && !model.mlock
+        && placement.expert_slots.is_none()
         && placement.overrides.is_empty()
         && placement.repack != Repack::On
         && matches!(placement.n_gpu_layers, GpuLayers::Auto | GpuLayers::Count(0))

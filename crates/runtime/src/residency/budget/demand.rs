@@ -113,7 +113,8 @@ impl Demand {
 
     /// Memory that experts pass through when they live in the file: tiles of them that are being read or multiplied.
     pub fn staging_bytes(&self) -> u64 {
-        STAGING_BYTES.min(self.expert_bytes())
+        let largest = self.experts.iter().map(|item| item.size_bytes).max().unwrap_or(0);
+        STAGING_BYTES.min(2 * u64::from(self.n_used) * largest)
     }
 }
 
