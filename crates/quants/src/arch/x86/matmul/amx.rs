@@ -324,8 +324,11 @@ fn prefetch_rows<const TY: u32>(
     let (first, columns) = if first + step < n_acts { (first + step, block) } else { (0, block + LONG) };
     let n = step.min(n_acts - first);
     for row in n * t / n_tiles..n * (t + 1) / n_tiles {
-        let from = (first + row) * activations.shape.layout.row_bytes + columns;
-        prefetch(activations.rows.wrapping_add(from), LONG);
+        let at = (first + row) * activations.shape.layout.row_bytes + columns;
+        let from = activations.rows.wrapping_add(at);
+        // Where rows don't begin with a cache line they reach into one more.
+        let before = from.addr() % 64;
+        prefetch(from.wrapping_sub(before), before + LONG);
     }
 }
 

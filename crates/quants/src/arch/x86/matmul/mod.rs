@@ -71,7 +71,7 @@ impl Isa {
 
 /// Rows of activations from which on tile registers are worth their longer unpacking.
 #[cfg(avx512)]
-const AMX_ROWS: usize = 16;
+const AMX_ROWS: usize = 24;
 
 /// Whether there is a kernel for the type; if so the products have been written.
 ///
