@@ -122,6 +122,7 @@ const SIZES: &[(usize, usize, usize)] = &[
     (3, 128, 2),
     (10, 131, 1),
     (9, 257, 1),
+    (17, 523, 1),
 ];
 
 fn assert_levels_agree(ty: TensorType, weights: &[u8], n_cols: usize, activations: &[u8]) {

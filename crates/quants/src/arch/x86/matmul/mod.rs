@@ -8,6 +8,8 @@ mod blocks;
 mod floats;
 mod rows;
 mod steps;
+#[cfg(avx512)]
+mod tile_config;
 mod tiles;
 #[cfg(avx512)]
 #[clippy::msrv = "1.89"]
@@ -51,7 +53,7 @@ impl Isa {
             #[cfg(avx512)]
             (Self::Avx512Vnni, avx2 && avx512),
             #[cfg(avx512)]
-            (Self::Amx, avx2 && avx512 && amx::is_usable()),
+            (Self::Amx, avx2 && avx512 && tile_config::is_usable()),
         ];
         all.into_iter().filter(|(_, supported)| *supported).map(|(isa, _)| isa)
     }
@@ -71,7 +73,7 @@ impl Isa {
 
 /// Rows of activations from which on tile registers are worth their longer unpacking.
 #[cfg(avx512)]
-const AMX_ROWS: usize = 16;
+const AMX_ROWS: usize = 24;
 
 /// Whether there is a kernel for the type; if so the products have been written.
 ///
