@@ -63,7 +63,7 @@ pub struct Args {
 /// Where model or file can't be read, or don't belong together.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE as u32);
+    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE);
     let mut options = SessionOptions { n_ctx: size, ..args.context.options() };
     let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
     compare(&model, &path, &args.base, args.chunks, &args.context, args.json)

@@ -44,7 +44,8 @@ fn table(out: &mut String, plan: &Plan) {
         let _ = writeln!(out, "  {name:<22}{cells}");
     };
     row("", columns.iter().map(|(name, _, _)| (*name).to_owned()).collect());
-    let parts: [(&str, fn(&Usage) -> u64); 6] = [
+    type Part = fn(&Usage) -> u64;
+    let parts: [(&str, Part); 6] = [
         ("dense weights", |usage| usage.dense_bytes),
         ("experts", |usage| usage.expert_bytes),
         ("experts being read", |usage| usage.staging_bytes),
