@@ -434,6 +434,9 @@ mod tests {
     fn a_table_in_sql_names_every_field_once() {
         let header = Report::new(Format::Sql, &[], false).header();
         assert_eq!(header.matches("\n  ").count(), FIELDS.len());
-        assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL,\n  kernels TEXT\n);"));
+        assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL,\n  kernels TEXT,\n"));
+        let last = FIELDS.last().expect("fields").0;
+        let end = header.rsplit_once("\n  ").expect("lines of fields").1;
+        assert!(end.starts_with(&format!("{last} ")) && end.trim_end().ends_with("\n);"), "{end}");
     }
 }
