@@ -11,7 +11,7 @@ use crate::args::{Args, Experts, Mix, TypeRules, Via};
 /// A file of rules cannot be read.
 pub fn recorded(args: &Args) -> Result<String, anyhow::Error> {
     let size = match (&args.target_size, args.target_bpw) {
-        (Some(size), _) => ["--target-size".to_owned(), size.text.clone()],
+        (Some(size), _) => ["--target-size".to_owned(), size.bytes.to_string()],
         (_, Some(bits)) => ["--target-bpw".to_owned(), bits.to_string()],
         _ => ["-q".to_owned(), convert::provenance::TYPE.to_owned()],
     };
