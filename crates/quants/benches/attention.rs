@@ -9,6 +9,8 @@
 //! once, one after the other; medians and, in brackets, quartiles over the runs. GB/s counts keys and values once for each
 //! batch, GFLOP/s what the mask leaves.
 
+mod timing;
+
 use std::sync::Arc;
 
 use ggml::{
@@ -17,6 +19,7 @@ use ggml::{
 use quants::TensorType;
 use quants::attention::{Cells, Token, Workspace, attend_at, supports};
 use quants::matmul::Level;
+use timing::{Spread, thread_seconds};
 
 struct Options {
     runs: usize,
@@ -113,7 +116,7 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
     let mut gathered = vec![0.0; 16 * group * dim];
     for run in 0..=options.runs {
         for (i, times) in times.iter_mut().enumerate() {
-            let start = seconds();
+            let start = thread_seconds();
             match levels.get(i) {
                 None => peer.compute(),
                 Some(&level) => {
@@ -140,7 +143,7 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
             }
             // The first run warms up.
             if run > 0 {
-                times.push(seconds() - start);
+                times.push(thread_seconds() - start);
             }
         }
         peer.compare(&ours);
@@ -149,15 +152,13 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
     let seen: usize = (depth + 1..=n_cells).sum();
     let operations = 4.0 * (seen * n_head * dim) as f64;
     for (i, name) in levels.iter().map(|level| level.name()).chain(["ggml"]).enumerate() {
-        let time = Spread::of(times[i].iter().copied());
+        let time = Spread::of(times[i].iter().map(|seconds| seconds * 1e3));
         let ratio = Spread::of(times[i].iter().zip(&times[levels.len()]).map(|(ours, theirs)| theirs / ours));
         println!(
-            "{:6} {depth:6} {batch:6} {name:12} {:>24} {:>8.2} {:>8.1} {:>20}",
+            "{:6} {depth:6} {batch:6} {name:12} {time:>24.2} {:>8.2} {:>8.1} {ratio:>20.2}",
             ty.name(),
-            Spread { median: time.median * 1e3, low: time.low * 1e3, high: time.high * 1e3 }.to_string(),
-            bytes / time.median / 1e9,
-            operations / time.median / 1e9,
-            ratio.to_string()
+            bytes / time.median / 1e6,
+            operations / time.median / 1e6,
         );
     }
 }
@@ -224,12 +225,6 @@ impl Peer {
     }
 }
 
-/// Seconds that this thread has run: what other programs take of the core does not count.
-fn seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
 /// Numbers between -1 and 1, always the same.
 fn numbers(seed: u32, n: usize) -> impl Iterator<Item = f32> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ u64::from(seed) << 32;
@@ -240,26 +235,4 @@ fn numbers(seed: u32, n: usize) -> impl Iterator<Item = f32> {
         (state >> 32) as i32 as f32 / 2_147_483_648.0
     })
     .take(n)
-}
-
-/// Median and quartiles.
-struct Spread {
-    median: f64,
-    low: f64,
-    high: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |quarters: usize| values[(values.len() - 1) * quarters / 4];
-        Self { median: at(2), low: at(1), high: at(3) }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&format!("{:.2} ({:.2}-{:.2})", self.median, self.low, self.high))
-    }
 }

@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod report;
 mod rules;
+mod subcommand;
 mod verify;
 
 use std::io::Write;
@@ -25,10 +26,10 @@ use config::Config;
 
 fn main() -> ExitCode {
     let argv: Vec<_> = std::env::args_os().collect();
-    if verify::is_meant(&argv) {
+    if subcommand::is_meant(&argv, "verify") {
         return exit::finish(verify::run(&argv));
     }
-    if card::is_meant(&argv) {
+    if subcommand::is_meant(&argv, "card") {
         return exit::finish(card::run(&argv));
     }
     let args = match Args::from_command_line() {

@@ -8,11 +8,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
-use bruce::exit::{UsageError, with_hint};
+use bruce::exit::with_hint;
 use bruce::terminal::neutral_line;
 use clap::Parser;
-use clap::error::ErrorKind;
 use gguf::{NewFile, Overwrite};
+
+use crate::subcommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,26 +66,12 @@ struct Args {
     card: CardOptions,
 }
 
-/// Whether a command line asks for this and not for a conversion.
-pub fn is_meant(argv: &[OsString]) -> bool {
-    argv.get(1).is_some_and(|word| word == "card")
-}
-
 /// Writes the card that `argv` asks for.
 ///
 /// # Errors
 /// A file can't be read, files are of several models, or a card is there already.
 pub fn run(argv: &[OsString]) -> Result<(), anyhow::Error> {
-    let args = match Args::try_parse_from(&argv[1..]) {
-        Ok(args) => args,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp) => {
-            return crate::print(&error.render().to_string());
-        }
-        Err(error) => {
-            let error = UsageError(bruce::usage::message(&error));
-            return Err(with_hint(error, "bruce-quant card --help shows the options and examples"));
-        }
-    };
+    let Some(args) = subcommand::arguments::<Args>(argv)? else { return Ok(()) };
     gguf::mmap::install_fault_handler();
     let path = args.output.unwrap_or_else(|| beside(&args.files[0]));
     check_free(&path, args.force)?;

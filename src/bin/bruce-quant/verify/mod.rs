@@ -8,14 +8,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use bruce::exit::{UsageError, with_hint};
 use bruce::terminal::neutral_line;
 use clap::Parser;
-use clap::error::ErrorKind;
 use convert::Input;
 use gguf::Gguf;
 
-use crate::{input, progress};
+use crate::{input, progress, subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,26 +57,12 @@ struct Args {
     quiet: bool,
 }
 
-/// Whether a command line asks for this and not for a conversion.
-pub fn is_meant(argv: &[OsString]) -> bool {
-    argv.get(1).is_some_and(|word| word == "verify")
-}
-
 /// Checks the file that `argv` names and prints what was found.
 ///
 /// # Errors
 /// Where the file or the source can't be read, or something is wrong with the file.
 pub fn run(argv: &[OsString]) -> Result<(), anyhow::Error> {
-    let args = match Args::try_parse_from(&argv[1..]) {
-        Ok(args) => args,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp) => {
-            return crate::print(&error.render().to_string());
-        }
-        Err(error) => {
-            let error = UsageError(bruce::usage::message(&error));
-            return Err(with_hint(error, "bruce-quant verify --help shows the options and examples"));
-        }
-    };
+    let Some(args) = subcommand::arguments::<Args>(argv)? else { return Ok(()) };
     gguf::mmap::install_fault_handler();
     let file = Gguf::open(&args.file)?;
     let source: Option<Box<dyn Input>> = match &args.against {
