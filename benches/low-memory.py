@@ -5,7 +5,8 @@
 
 Every run is a process of its own in a memory cgroup (version 1 or 2, for which this must be root) with a limit of a share of the
 file, swap off, and the page cache dropped before it. The pool is the limit less all other weights and --reserve, which is for the
-KV cache, compute buffers and the program. Beside these stands bruce-run without a limit and everything in memory. Prints a
+KV cache, compute buffers and the program. llama-bench keeps to the mapped file (`--repack 0`), as the copy that it makes
+otherwise is more than the limit. Beside these stands bruce-run without a limit and everything in memory. Prints a
 Markdown table: tokens per second, what of the experts was found in memory, bytes read for each token, and how much of the time the
 disk alone would have taken at the bandwidth measured in the run.
 """
@@ -91,7 +92,7 @@ def main() -> None:
     common = ["-m", args.model, "-t", args.threads, "-r", args.repeats, "-o", "json"]
 
     print(f"`{args.model.name}`, {report['file_size_bytes'] / 1e9:.2f} GB ({dense / 1e9:.2f} GB without experts), {args.threads} threads\n")
-    print("| limit | test | bruce-run | peak | experts | llama-bench (mmap) | ratio | in memory | share of it |")
+    print("| limit | test | bruce-run | peak | experts | llama-bench, `--repack 0` (mmap) | ratio | in memory | share of it |")
     print("|---|---|---|---|---|---|---|---|---|")
     resident = {}
     for name, what in tests:
@@ -108,7 +109,7 @@ def main() -> None:
                 sys.exit(f"error: {name} with a pool of {pool} bytes: status {status}\n{err[-2000:]}")
             ours = speed(out)
             told = re.findall(rf"^{name}: (.*)$", err, re.MULTILINE)
-            out, err, status, _ = run([args.llama / "llama-bench", *common, *what], limit)
+            out, err, status, _ = run([args.llama / "llama-bench", *common, *what, "--repack", 0], limit)
             theirs = speed(out) if status == 0 else None
             shown = f"{theirs:.2f} t/s | {ours / theirs:.2f}" if theirs else f"status {status} | -"
             print(
