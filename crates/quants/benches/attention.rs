@@ -9,13 +9,11 @@
 //! once, one after the other; medians and, in brackets, quartiles over the runs. GB/s counts keys and values once for each
 //! batch, GFLOP/s what the mask leaves.
 
+mod peer;
 mod timing;
 
-use std::sync::Arc;
-
-use ggml::{
-    Backend, Buffer, BufferType, Context, Device, DeviceKind, Graph, Scheduler, Tensor, ThreadPool, Type,
-};
+use ggml::{Buffer, BufferType, Context, Graph, Type};
+use peer::Peer;
 use quants::TensorType;
 use quants::attention::{Cells, Token, Workspace, attend_at, supports};
 use quants::matmul::Level;
@@ -106,7 +104,7 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
     };
     let (keys, values) = (stored(1), stored(2));
     let queries: Vec<f32> = numbers(3, batch * n_head * dim).collect();
-    let mut peer = Peer::new(options, ty, batch, [&keys, &values], &queries, scale);
+    let mut peer = peer(options, ty, batch, [&keys, &values], &queries, scale);
     let mut ours = vec![0.0; queries.len()];
     let mut workspace = Workspace::default();
     let levels: Vec<Level> = Level::all_supported().into_iter().filter(|&l| l != Level::SCALAR).collect();
@@ -164,65 +162,37 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
 }
 
 /// ggml's attention, on one thread.
-struct Peer {
-    scheduler: Scheduler,
-    graph: Graph,
-    result: Tensor,
-}
-
-impl Peer {
-    fn new(
-        options: &Options,
-        ty: TensorType,
-        batch: usize,
-        cells: [&[u8]; 2],
-        queries: &[f32],
-        scale: f32,
-    ) -> Self {
-        let &Options { n_head, n_head_kv, dim, .. } = options;
-        let device = Device::find(DeviceKind::Cpu).expect("a CPU backend");
-        let mut backend = Backend::new(device).expect("a stream");
-        backend.set_threads(&Arc::new(ThreadPool::new(1).expect("a thread")));
-        let mut scheduler = Scheduler::new(vec![backend], 16, false);
-        let ty = Type::from_id(ty.id()).expect("a type of ggml's");
-        let n_cells = cells[0].len() / n_head_kv / ty.row_bytes(dim);
-        let context = Context::new(2);
-        let tensors = ["k", "v"].map(|name| context.tensor(name, ty, &[dim, n_cells, n_head_kv]));
-        Buffer::allocate(BufferType::cpu(), &tensors, "cells").expect("memory").clear(0);
-        for (tensor, bytes) in tensors.iter().zip(cells) {
-            tensor.write(0, bytes);
-        }
-        let graph = Graph::new(16);
-        let q = graph.input("q", Type::F32, &[dim, n_head, batch]);
-        let mask = graph.input("mask", Type::F16, &[n_cells, batch]);
-        let by_head = graph.permute(&q, [0, 2, 1, 3]);
-        let result = graph.flash_attention(&by_head, &tensors[0], &tensors[1], &mask, scale);
-        graph.output(&result);
-        scheduler.allocate(&graph).expect("memory for the graph");
-        q.write_values(queries);
-        let hidden: Vec<u16> = (0..batch)
-            .flat_map(|token| {
-                (0..n_cells).map(move |cell| if cell <= n_cells - batch + token { 0 } else { 0xfc00 })
-            })
-            .collect();
-        mask.write_values(&hidden);
-        Self { scheduler, graph, result }
+fn peer(
+    options: &Options,
+    ty: TensorType,
+    batch: usize,
+    cells: [&[u8]; 2],
+    queries: &[f32],
+    scale: f32,
+) -> Peer {
+    let &Options { n_head, n_head_kv, dim, .. } = options;
+    let ty = Type::from_id(ty.id()).expect("a type of ggml's");
+    let n_cells = cells[0].len() / n_head_kv / ty.row_bytes(dim);
+    let context = Context::new(2);
+    let tensors = ["k", "v"].map(|name| context.tensor(name, ty, &[dim, n_cells, n_head_kv]));
+    Buffer::allocate(BufferType::cpu(), &tensors, "cells").expect("memory").clear(0);
+    for (tensor, bytes) in tensors.iter().zip(cells) {
+        tensor.write(0, bytes);
     }
-
-    fn compute(&mut self) {
-        self.scheduler.compute(&self.graph).expect("computes");
-    }
-
-    /// Panics unless `ours` is the same up to ggml's rounding of queries and probabilities.
-    fn compare(&mut self, ours: &[f32]) {
-        self.compute();
-        let mut theirs = vec![0.0; ours.len()];
-        self.result.read_values(0, &mut theirs);
-        let square = |x: f32| f64::from(x) * f64::from(x);
-        let size: f64 = theirs.iter().map(|&x| square(x)).sum();
-        let difference: f64 = theirs.iter().zip(ours).map(|(a, b)| square(a - b)).sum();
-        assert!(difference <= size * 1e-3, "results differ by {difference} of {size}");
-    }
+    let graph = Graph::new(16);
+    let q = graph.input("q", Type::F32, &[dim, n_head, batch]);
+    let mask = graph.input("mask", Type::F16, &[n_cells, batch]);
+    let by_head = graph.permute(&q, [0, 2, 1, 3]);
+    let result = graph.flash_attention(&by_head, &tensors[0], &tensors[1], &mask, scale);
+    let peer = Peer::new(graph, result);
+    q.write_values(queries);
+    let hidden: Vec<u16> = (0..batch)
+        .flat_map(|token| {
+            (0..n_cells).map(move |cell| if cell <= n_cells - batch + token { 0 } else { 0xfc00 })
+        })
+        .collect();
+    mask.write_values(&hidden);
+    peer
 }
 
 /// Numbers between -1 and 1, always the same.

@@ -12,16 +12,14 @@
 //! is the median over the runs and, in brackets, the quartiles; `x ggml` is the median of the runs' ratios, `of read` the
 //! same against the plain read.
 
+mod peer;
 mod timing;
 
-use std::hint::black_box;
-use std::sync::Arc;
-
-use ggml::{
-    Backend, Buffer, BufferType, Context, Device, DeviceKind, Graph, Scheduler, Tensor, ThreadPool, Type,
-};
+use ggml::{Buffer, BufferType, Context, Graph, Tensor, Type};
+use peer::Peer;
 use quants::TensorType;
 use quants::matmul::{Level, activation_kind, multiply_at, supports};
+use std::hint::black_box;
 use timing::{Spread, thread_seconds};
 
 struct Options {
@@ -108,7 +106,7 @@ fn measure(options: &Options, ty: TensorType, batch: usize, weights: &[Vec<u8>],
     let activations: Vec<f32> = numbers(batch * columns).collect();
     let mut quantized = vec![0; batch * kind.row_bytes(columns)];
     let mut ours = vec![0.0; batch * rows];
-    let mut peers: Vec<_> = tensors.iter().map(|tensor| Peer::new(tensor, &activations, columns)).collect();
+    let mut peers: Vec<_> = tensors.iter().map(|tensor| peer(tensor, &activations, columns)).collect();
     // The scalar level is for correctness; it would take up all of the time.
     let levels: Vec<Level> = Level::all_supported().into_iter().filter(|&l| l != Level::SCALAR).collect();
     // For each level, ggml and the plain read: the seconds of each run.
@@ -159,42 +157,14 @@ fn measure(options: &Options, ty: TensorType, batch: usize, weights: &[Vec<u8>],
     }
 }
 
-/// ggml's product of one tensor and the activations, on one thread.
-struct Peer {
-    scheduler: Scheduler,
-    graph: Graph,
-    result: Tensor,
-}
-
-impl Peer {
-    fn new(weights: &Tensor, activations: &[f32], columns: usize) -> Self {
-        let device = Device::find(DeviceKind::Cpu).expect("a CPU backend");
-        let mut backend = Backend::new(device).expect("a stream");
-        backend.set_threads(&Arc::new(ThreadPool::new(1).expect("a thread")));
-        let mut scheduler = Scheduler::new(vec![backend], 16, false);
-        let graph = Graph::new(4);
-        let input = graph.input("x", Type::F32, &[columns, activations.len() / columns]);
-        let result = graph.mul_mat(weights, &input);
-        graph.output(&result);
-        scheduler.allocate(&graph).expect("memory for the graph");
-        input.write_values(activations);
-        Self { scheduler, graph, result }
-    }
-
-    fn compute(&mut self) {
-        self.scheduler.compute(&self.graph).expect("computes");
-    }
-
-    /// Panics unless `ours` are products of the same numbers, up to the rounding of activations.
-    fn compare(&mut self, ours: &[f32]) {
-        self.compute();
-        let mut theirs = vec![0.0; ours.len()];
-        self.result.read_values(0, &mut theirs);
-        let square = |x: f32| f64::from(x) * f64::from(x);
-        let size: f64 = theirs.iter().map(|&x| square(x)).sum();
-        let difference: f64 = theirs.iter().zip(ours).map(|(a, b)| square(a - b)).sum();
-        assert!(difference <= size * 1e-3, "products differ by {difference} of {size}");
-    }
+/// ggml's products, on one thread.
+fn peer(weights: &Tensor, activations: &[f32], columns: usize) -> Peer {
+    let graph = Graph::new(4);
+    let input = graph.input("x", Type::F32, &[columns, activations.len() / columns]);
+    let result = graph.mul_mat(weights, &input);
+    let peer = Peer::new(graph, result);
+    input.write_values(activations);
+    peer
 }
 
 fn tensor(options: &Options, ty: TensorType, bytes: &[u8]) -> Tensor {
