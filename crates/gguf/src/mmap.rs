@@ -28,6 +28,10 @@ pub(crate) fn map(path: &Path, file: &File) -> Result<Arc<Mmap>, Error> {
         let size = file.metadata().map_or(0, |metadata| metadata.len());
         Error::Map { path: path.to_path_buf(), size, source }
     })?;
+    // Where the file system can (XFS, and ext4 since Linux 6.16), the file is then read 2 MiB at a time and mapped by large
+    // pages, which spares the processor most of its walks through page tables. Elsewhere nothing is lost.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     let map = Arc::new(map);
     #[cfg(unix)]
     fault::watch(path, &map);
