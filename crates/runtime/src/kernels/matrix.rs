@@ -21,6 +21,10 @@ pub(crate) struct Matrix {
 /// level of cache.
 const TILE_BYTES: usize = 96 << 10;
 const MAX_TILE_ROWS: usize = 128;
+/// With few rows of activations weights are read once, so that tiles may be larger than caches: a matrix is cut into so
+/// many of them, within limits. Reading is slow at the beginning of each, until the processor foresees it.
+const FEW_TILES: usize = 64;
+const MAX_FEW_TILE_BYTES: usize = 1 << 20;
 /// With so many rows of activations a tile has at least so many rows, whatever they take: for each tile all of the
 /// activations are read.
 const MANY: usize = 16;
@@ -69,9 +73,13 @@ impl Matrix {
 
     /// How many rows a tile should have that is multiplied with so many rows of activations.
     pub fn tile_rows(&self, n_acts: usize) -> usize {
-        let fitting = TILE_BYTES / self.row_bytes / TILE_STEP * TILE_STEP;
-        let least = if n_acts < MANY { TILE_STEP } else { MANY_TILE_ROWS };
-        fitting.clamp(least, MAX_TILE_ROWS)
+        let rows_of = |bytes: usize| bytes / self.row_bytes / TILE_STEP * TILE_STEP;
+        if n_acts < MANY {
+            let bytes = (self.n_rows * self.row_bytes / FEW_TILES).clamp(TILE_BYTES, MAX_FEW_TILE_BYTES);
+            rows_of(bytes).max(TILE_STEP)
+        } else {
+            rows_of(TILE_BYTES).clamp(MANY_TILE_ROWS, MAX_TILE_ROWS)
+        }
     }
 
     /// Products of the weight rows `rows` with every row of `activations`, `rows.len()` to each, into the beginning of

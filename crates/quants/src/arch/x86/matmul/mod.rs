@@ -7,6 +7,9 @@ mod amx;
 mod blocks;
 mod floats;
 mod rows;
+#[cfg(avx512)]
+#[clippy::msrv = "1.89"]
+mod rows_vnni;
 mod steps;
 #[cfg(avx512)]
 mod tile_config;
@@ -110,6 +113,10 @@ pub(crate) unsafe fn multiply(
     }
     // SAFETY: as promised by the caller.
     unsafe {
+        #[cfg(avx512)]
+        if isa >= Isa::Avx512Vnni && rows_vnni::multiply(ty, weights, activations, shape, out) {
+            return true;
+        }
         match ty {
             TensorType::Q2_K => kernels!(long, Q2_K),
             TensorType::Q3_K => kernels!(long, Q3_K),

@@ -6,13 +6,14 @@
 use std::arch::x86_64::*;
 
 use super::blocks::{ahead, float_scales, load, prefetch, quants, scales, short_quants, traits};
-use crate::matmul::{LONG, LONG_SUMS, SHORT, Shape};
+use crate::matmul::{LONG, LONG_SUMS, Layout, SHORT, Shape};
 
 /// Rows of weights that are worked on together.
 pub(crate) const GROUP: usize = 8;
-/// Blocks of 32 to fetch ahead; for those of 256 it is about 1 KB. Measured: far enough for memory, near enough for the
-/// first cache.
+/// Blocks of 32 to fetch ahead, and bytes of blocks of 256. Measured: far enough for memory, near enough for the first
+/// cache.
 const SHORT_AHEAD: usize = 24;
+pub(super) const LONG_AHEAD_BYTES: usize = 1024;
 
 /// The sums across each of the eight vectors.
 #[inline]
@@ -40,7 +41,7 @@ fn sums_across_halves(v: &[__m256i; 8]) -> __m256i {
 /// `to` must be writable for `n` floats.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store(to: *mut f32, dots: __m256, n: usize) {
+pub(super) unsafe fn store(to: *mut f32, dots: __m256, n: usize) {
     // SAFETY: as promised by the caller, and for fewer than eight only as many as are asked for.
     unsafe {
         if n == GROUP {
@@ -51,6 +52,56 @@ unsafe fn store(to: *mut f32, dots: __m256, n: usize) {
             std::ptr::copy_nonoverlapping(all.as_ptr(), to, n);
         }
     }
+}
+
+/// Products of a super-block's integer minima (or scales times the offset) with the sums of its activations.
+///
+/// # Safety
+///
+/// `row` must be a row of activations of this layout, and have a block `b`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn mins_times_sums<const TY: u32>(
+    mins: __m256i,
+    row: *const u8,
+    b: usize,
+    layout: &Layout,
+) -> __m256i {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let sums = row.add(layout.sums + 2 * LONG_SUMS * b);
+        if const { traits(TY).sub_len } == 16 {
+            _mm256_madd_epi16(mins, load(sums))
+        } else {
+            let sums = _mm_loadu_si128(sums.add(2 * 16).cast());
+            _mm256_madd_epi16(mins, _mm256_zextsi128_si256(sums))
+        }
+    }
+}
+
+/// The dot products of a group after one more super-block: `d` and `dmin` are those of its rows, `scale` that of the
+/// activations.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn scaled<const TY: u32>(
+    dots: __m256,
+    [d, dmin]: [__m256; 2],
+    scale: f32,
+    isums: &[__m256i; GROUP],
+    msums: &[__m256i; GROUP],
+) -> __m256 {
+    let traits = const { traits(TY) };
+    let scale = _mm256_set1_ps(scale);
+    let isum = _mm256_cvtepi32_ps(sums_across(isums));
+    let dots = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), isum, dots);
+    if !traits.minima {
+        return dots;
+    }
+    let msum = _mm256_cvtepi32_ps(match traits.sub_len {
+        16 => sums_across(msums),
+        _ => sums_across_halves(msums),
+    });
+    _mm256_fnmadd_ps(_mm256_mul_ps(dmin, scale), msum, dots)
 }
 
 /// `N` rows of activations times all rows of weights, in super-blocks of 256.
@@ -80,7 +131,7 @@ pub(crate) unsafe fn long<const TY: u32, const N: usize>(
                 let ahead = ahead(
                     b,
                     n_blocks,
-                    1024 / traits.block_bytes,
+                    LONG_AHEAD_BYTES / traits.block_bytes,
                     GROUP * shape.row_bytes,
                     traits.block_bytes,
                 );
@@ -94,13 +145,7 @@ pub(crate) unsafe fn long<const TY: u32, const N: usize>(
                         let row = activations.add(n * shape.layout.row_bytes);
                         let mut isum = long_sum::<TY>(&quants, factors.scales, row.add(b * LONG));
                         if traits.minima || traits.offset != 0 {
-                            let sums = row.add(shape.layout.sums + 2 * LONG_SUMS * b);
-                            let msum = if traits.sub_len == 16 {
-                                _mm256_madd_epi16(factors.mins, load(sums))
-                            } else {
-                                let sums = _mm_loadu_si128(sums.add(2 * 16).cast());
-                                _mm256_madd_epi16(factors.mins, _mm256_zextsi128_si256(sums))
-                            };
+                            let msum = mins_times_sums::<TY>(factors.mins, row, b, &shape.layout);
                             if traits.minima {
                                 msums[n][r] = msum;
                             } else {
@@ -113,17 +158,8 @@ pub(crate) unsafe fn long<const TY: u32, const N: usize>(
                 let (d, dmin) = float_scales::<TY>(&blocks);
                 for n in 0..N {
                     let scale = activations.add(n * shape.layout.row_bytes + shape.layout.scales + 4 * b);
-                    let scale = _mm256_set1_ps(scale.cast::<f32>().read_unaligned());
-                    let isum = _mm256_cvtepi32_ps(sums_across(&isums[n]));
-                    dots[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), isum, dots[n]);
-                    if traits.minima {
-                        let msum = match traits.sub_len {
-                            16 => sums_across(&msums[n]),
-                            _ => sums_across_halves(&msums[n]),
-                        };
-                        let msum = _mm256_cvtepi32_ps(msum);
-                        dots[n] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, scale), msum, dots[n]);
-                    }
+                    let scale = scale.cast::<f32>().read_unaligned();
+                    dots[n] = scaled::<TY>(dots[n], [d, dmin], scale, &isums[n], &msums[n]);
                 }
                 blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
             }
