@@ -83,14 +83,15 @@ def running(args: argparse.Namespace, _: pathlib.Path) -> None:
     """Compare bruce-run bench with llama-bench, and with ik_llama.cpp's where there is one, each at its settings."""
     prompts = [int(n) for n in args.prompt.split(",")]
     shape = ["-p", args.prompt, "-n", args.predict, "-r", 1, "-t", args.threads, "-o", "json"]
-    sides = {"bruce-run": [PROGRAMS / "bruce-run", "bench", args.model, *shape]}
-    peers = [("llama-bench", args.llama / "llama-bench", [[], ["--repack", "0"], ["-lm", "none", "--repack", "0"]])]
+    sides = {}
+    peers = [("bruce-run", [PROGRAMS / "bruce-run", "bench"], [[], ["-mmp", "0"]])]
+    peers.append(("llama-bench", [args.llama / "llama-bench"], [[], ["--repack", "0"], ["-lm", "none", "--repack", "0"]]))
     if args.ik:
-        peers.append(("ik_llama.cpp", args.ik / "llama-bench", [[], ["-rtr", "1"], ["-rtr", "1", "-fmoe", "1"]]))
+        peers.append(("ik_llama.cpp", [args.ik / "llama-bench"], [[], ["-rtr", "1"], ["-rtr", "1", "-fmoe", "1"]]))
     for name, program, settings in peers:
         for setting in settings:
             label = f"{name}, `{' '.join(setting)}`" if setting else name
-            sides[label] = [program, "-m", args.model, *shape, *setting]
+            sides[label] = [*program, "-m", args.model, *shape, *setting]
     columns = [f"pp{n}" for n in prompts] + [f"tg{args.predict}"]
     speeds = {name: {column: [] for column in columns} for name in sides}
     peaks = dict.fromkeys(sides, 0)

@@ -52,6 +52,23 @@ impl BufferType {
     }
 }
 
+/// Asks the system to back fresh memory with large pages: weights are read faster when processors walk through fewer page
+/// tables (a quarter more tokens in decoding, BENCHMARKS.md). Advice only.
+fn advise_large_pages(base: *mut u8, size: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const LARGE_PAGE: usize = 2 << 20;
+        let skip = base.align_offset(LARGE_PAGE);
+        let whole = size.saturating_sub(skip) / LARGE_PAGE * LARGE_PAGE;
+        if whole > 0 {
+            // SAFETY: whole pages inside memory that is the buffer's own; the advice changes no byte of it.
+            unsafe { libc::madvise(base.wrapping_add(skip).cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (base, size);
+}
+
 /// The buffer itself, and what the memory beneath it belongs to.
 pub(crate) struct BufferInner {
     raw: NonNull<sys::ggml_backend_buffer>,
@@ -102,6 +119,9 @@ impl Buffer {
         let inner = Arc::new(BufferInner { raw, _owner: None });
         // SAFETY: a valid buffer.
         let base = unsafe { sys::ggml_backend_buffer_get_base(raw.as_ptr()) };
+        if buffer_type.is_host() {
+            advise_large_pages(base.cast(), size);
+        }
         for (tensor, offset) in tensors.iter().zip(offsets) {
             // SAFETY: every offset was laid out inside the buffer above.
             unsafe { place(&inner, tensor, base.cast::<u8>().wrapping_add(offset)) };

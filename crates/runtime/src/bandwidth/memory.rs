@@ -1,48 +1,59 @@
 //! How fast threads read memory when they do nothing else.
 
+use super::cache::last_level_bytes;
+use memmap2::MmapMut;
 use std::hint::black_box;
+use std::io;
 use std::time::Instant;
 
-/// Bytes that a measurement reads: more than caches hold for long.
-const BUFFER_BYTES: usize = 256 << 20;
+/// Bytes that a measurement reads, at least and at most: between, it is a multiple of what caches hold.
+const MIN_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 1 << 30;
 const PASSES: usize = 4;
 
 /// Memory that is read to see how fast that goes.
 pub struct Memory {
-    words: Vec<u64>,
-}
-
-impl Default for Memory {
-    /// Takes the memory.
-    fn default() -> Self {
-        // Written, as pages that never were are all the same one.
-        Memory { words: (0..BUFFER_BYTES as u64 / 8).collect() }
-    }
+    bytes: MmapMut,
 }
 
 impl Memory {
+    /// Takes memory, in large pages where the system has them.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn new() -> io::Result<Self> {
+        let n_bytes = (2 * last_level_bytes().unwrap_or(0)).clamp(MIN_BYTES, MAX_BYTES);
+        let mut bytes = MmapMut::map_anon(n_bytes as usize)?;
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
+        // Pages that were never written are all the same one.
+        bytes.fill(1);
+        Ok(Memory { bytes })
+    }
+
     /// Bytes a second that `n_threads` threads read together: the best of a few passes.
     pub fn read_rate(&self, n_threads: u32) -> f64 {
-        let share = self.words.len().div_ceil(n_threads.max(1) as usize);
+        let words = self.bytes.as_chunks::<8>().0;
+        let share = words.len().div_ceil(n_threads.max(1) as usize);
         let pass = || {
             let start = Instant::now();
             std::thread::scope(|scope| {
-                for words in self.words.chunks(share) {
+                for words in words.chunks(share) {
                     scope.spawn(move || black_box(sum(words)));
                 }
             });
-            BUFFER_BYTES as f64 / start.elapsed().as_secs_f64().max(1e-9)
+            self.bytes.len() as f64 / start.elapsed().as_secs_f64().max(1e-9)
         };
         (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
     }
 }
 
 /// Sixteen sums, so that loads never wait for an addition.
-fn sum(words: &[u64]) -> u64 {
+fn sum(words: &[[u8; 8]]) -> u64 {
     let mut sums = [0u64; 16];
     for chunk in words.chunks_exact(sums.len()) {
         for (sum, word) in sums.iter_mut().zip(chunk) {
-            *sum ^= word;
+            *sum ^= u64::from_ne_bytes(*word);
         }
     }
     sums.iter().fold(0, |all, sum| all ^ sum)
@@ -55,6 +66,7 @@ mod tests {
     #[test]
     fn every_word_is_read() {
         let words: Vec<u64> = (1..=64).collect();
-        assert_eq!(sum(&words), words.iter().fold(0, |all, word| all ^ word));
+        let bytes: Vec<[u8; 8]> = words.iter().map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(sum(&bytes), words.iter().fold(0, |all, word| all ^ word));
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Each measurement takes a fraction of a second and shares the machine with whatever else runs, as the model will.
 
+mod cache;
 mod disk;
 mod memory;
 mod weights;
 
 pub use disk::{FileRate, file_rate};
 pub use memory::Memory;
-pub use weights::{Multiplier, Sample};
+pub use weights::Multiplier;

@@ -1,37 +1,27 @@
 //! How fast a device multiplies weights with the activations of one token, as decoding does.
 //!
 //! That is bound by reading on most machines, but not on all, and not for all types: so it is measured with the kernels
-//! that will run, on weights of the file.
+//! that will run, on weights of the file, and where possible on those very pages that will be read.
 
+use super::cache::last_level_bytes;
 use crate::Error;
 use crate::graph;
 use crate::kernels::Kernels;
 use ggml::{
     Backend, Buffer, BufferType, Context, Device, DeviceKind, Graph, Scheduler, Tensor, ThreadPool, Type,
 };
-use quants::TensorType;
+use gguf::{Gguf, TensorInfo};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Matrices that are multiplied in turns, together more than caches hold for long, and bytes of each where there is room.
-/// A pass takes about a millisecond, so that among many some are not held up by whatever else runs.
-const MAX_TENSORS: usize = 16;
-const TENSOR_BYTES: u64 = 12 << 20;
-/// How long is measured.
-const TIME: Duration = Duration::from_millis(120);
-/// Each matrix is multiplied so often at least; the first time finds memory and threads asleep.
-const MIN_ROUNDS: usize = 3;
-
-/// Rows of a tensor of the file.
-#[derive(Clone, Copy, Debug)]
-pub struct Sample<'a> {
-    /// Their type.
-    pub ty: TensorType,
-    /// Weights of a row.
-    pub n_cols: u64,
-    /// Whole rows.
-    pub bytes: &'a [u8],
-}
+/// How much is multiplied with in a round, at least and at most: between, it is a multiple of what caches hold.
+const MIN_ROUND_BYTES: u64 = 192 << 20;
+const MAX_ROUND_BYTES: u64 = 1 << 30;
+/// Bytes of a matrix that is made of the file's rows. A pass over it takes about a millisecond.
+const COPY_BYTES: u64 = 12 << 20;
+/// How long is measured, and how long a file may take to come into memory before.
+const TIME: Duration = Duration::from_millis(150);
+const MAX_FIRST_TIME: Duration = Duration::from_secs(2);
 
 /// What multiplies.
 pub struct Multiplier {
@@ -60,58 +50,113 @@ impl Multiplier {
         Ok(Multiplier { device, kernels, pool, room_bytes, token_bytes })
     }
 
-    /// Bytes of weights a second in the best pass, where they lie in the first of the `layouts` that the device multiplies them from, or
-    /// else in its usual one; `None` where there is no room to measure.
+    /// Bytes of weights a second in the best round over `tensors`, of one type and mapped by the host; `None` without room
+    /// or tensors.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn rate_in_place(&self, gguf: &Gguf, tensors: &[&TensorInfo]) -> Result<Option<f64>, Error> {
+        let context = Context::new(tensors.len());
+        let mut weights = Vec::new();
+        let mut n_bytes = 0;
+        for info in tensors {
+            if n_bytes + info.size > self.round_bytes().max(info.size) {
+                break;
+            }
+            let n_rows: u64 = info.ne[1..].iter().product();
+            let ne = [info.ne[0] as usize, n_rows as usize];
+            let tensor = context.tensor(&info.name, Type::from_id(info.ty.id())?, &ne);
+            let buffer = Buffer::from_mapping(gguf.mapping(info.part));
+            buffer.set_weights();
+            buffer.place(&tensor, info.offset as usize);
+            weights.push(tensor);
+            n_bytes += info.size;
+        }
+        self.rate(&weights)
+    }
+
+    /// Bytes of weights a second in the best round over copies of the rows of `info`, which lie in the first of the
+    /// `layouts` that the device multiplies them from, or else in its usual one; `None` where there is no room to measure.
     ///
     /// # Errors
     /// Where memory is short after all, or the device fails.
-    pub fn rate(&self, sample: Sample<'_>, layouts: &[BufferType]) -> Result<Option<f64>, Error> {
-        let row_bytes = sample.ty.row_bytes(sample.n_cols).unwrap_or(0);
-        let whole_rows = sample.bytes.len() as u64 / row_bytes.max(1);
-        let n_tensors = (self.token_bytes.div_ceil(TENSOR_BYTES) as usize).clamp(1, MAX_TENSORS);
+    pub fn rate_of_copies(
+        &self,
+        gguf: &Gguf,
+        info: &TensorInfo,
+        layouts: &[BufferType],
+    ) -> Result<Option<f64>, Error> {
+        let row_bytes = info.ty.row_bytes(info.ne[0]).unwrap_or(0).max(1);
+        let n_tensors = (self.round_bytes() / COPY_BYTES).max(1);
         // One more while they are put in place.
-        let n_bytes = TENSOR_BYTES.min(self.token_bytes).min(self.room_bytes / (n_tensors as u64 + 1));
-        let n_rows = n_bytes / row_bytes.max(1);
-        if whole_rows == 0 || n_rows == 0 {
+        let n_rows = COPY_BYTES.min(self.token_bytes).min(self.room_bytes / (n_tensors + 1)) / row_bytes;
+        let rows = &gguf.data(info)[..((info.size / row_bytes).min(n_rows) * row_bytes) as usize];
+        if rows.is_empty() {
             return Ok(None);
         }
-        let ty = Type::from_id(sample.ty.id())?;
-        let context = Context::new(n_tensors);
-        let ne = [sample.n_cols as usize, n_rows as usize];
-        let tensor = |i: usize| context.tensor(&format!("sample{i}"), ty, &ne);
-        let weights: Vec<Tensor> = (0..n_tensors).map(tensor).collect();
+        let context = Context::new(n_tensors as usize);
+        let (ty, ne) = (Type::from_id(info.ty.id())?, [info.ne[0] as usize, n_rows as usize]);
+        let weights: Vec<Tensor> =
+            (0..n_tensors).map(|i| context.tensor(&format!("copy{i}"), ty, &ne)).collect();
         let mut layouts = layouts.iter().copied();
         let layout = layouts.find(|layout| self.device.multiplies_from(*layout, &weights[0], false));
         let layout = layout.unwrap_or_else(|| self.device.buffer_type());
         Buffer::allocate(layout, &weights, "a measurement")?.set_weights();
-        let rows = &sample.bytes[..(whole_rows * row_bytes) as usize];
         let n_bytes = (n_rows * row_bytes) as usize;
         let repeated: Vec<u8> = rows.iter().copied().cycle().take(n_bytes).collect();
         weights.iter().for_each(|weights| weights.write(0, &repeated));
+        self.rate(&weights)
+    }
 
+    /// Bytes of a round: several times what caches hold, but no more than a token needs.
+    fn round_bytes(&self) -> u64 {
+        let cached = last_level_bytes().unwrap_or(0);
+        (2 * cached).clamp(MIN_ROUND_BYTES, MAX_ROUND_BYTES).min(self.token_bytes).min(self.room_bytes)
+    }
+
+    /// Bytes of weights a second in the best round over `weights`, after one that finds memory and threads asleep.
+    fn rate(&self, weights: &[Tensor]) -> Result<Option<f64>, Error> {
         let mut scheduler = self.scheduler()?;
-        let values: Vec<f32> = (0..ne[0]).map(|i| 1.0 - (i % 3) as f32).collect();
-        let mut best = 0f64;
         let start = Instant::now();
-        for (pass, weights) in weights.iter().cycle().enumerate() {
-            if pass >= MIN_ROUNDS * n_tensors && start.elapsed() > TIME {
+        let mut n_ready = 0;
+        for weights in weights {
+            self.multiply(&mut scheduler, weights)?;
+            n_ready += 1;
+            if start.elapsed() > MAX_FIRST_TIME {
                 break;
             }
-            let graph = Graph::new(16);
-            let x = graph.input("x", Type::F32, &[ne[0], 1]);
-            let product = graph::multiply(&graph, self.kernels, weights, &x);
-            graph.output(&product);
-            graph.expand(&product);
-            scheduler.allocate(&graph)?;
-            x.write_values(&values);
-            let start = Instant::now();
-            scheduler.compute(&graph)?;
-            product.read_values(0, &mut [0.0]); // waits for the device
-            if pass >= n_tensors {
-                best = best.max(n_bytes as f64 / start.elapsed().as_secs_f64().max(1e-9));
-            }
         }
-        Ok(Some(best))
+        let weights = &weights[..n_ready];
+        let n_bytes: usize = weights.iter().map(Tensor::n_bytes).sum();
+        if n_bytes == 0 {
+            return Ok(None);
+        }
+        let mut best = Duration::MAX;
+        let start = Instant::now();
+        while best == Duration::MAX || start.elapsed() < TIME {
+            let start = Instant::now();
+            for weights in weights {
+                self.multiply(&mut scheduler, weights)?;
+            }
+            best = best.min(start.elapsed());
+        }
+        Ok(Some(n_bytes as f64 / best.as_secs_f64().max(1e-9)))
+    }
+
+    /// One product, waited for.
+    fn multiply(&self, scheduler: &mut Scheduler, weights: &Tensor) -> Result<(), Error> {
+        let n_cols = weights.ne()[0];
+        let values: Vec<f32> = (0..n_cols).map(|i| 1.0 - (i % 3) as f32).collect();
+        let graph = Graph::new(16);
+        let x = graph.input("x", Type::F32, &[n_cols, 1]);
+        let product = graph::multiply(&graph, self.kernels, weights, &x);
+        graph.output(&product);
+        graph.expand(&product);
+        scheduler.allocate(&graph)?;
+        x.write_values(&values);
+        scheduler.compute(&graph)?;
+        product.read_values(0, &mut [0.0]);
+        Ok(())
     }
 
     fn scheduler(&self) -> Result<Scheduler, Error> {
@@ -132,23 +177,42 @@ impl Multiplier {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rates(device: Device, kernels: Kernels, room_bytes: u64) -> Option<f64> {
-        let multiplier = Multiplier::new(device, kernels, 1, room_bytes, 1 << 20).expect("threads");
-        let bytes = vec![0; 34 * 8 * 3];
-        let sample = Sample { ty: TensorType::Q8_0, n_cols: 256, bytes: &bytes };
-        multiplier.rate(sample, &[]).expect("measured")
-    }
+    use gguf::{Layout, Metadata, Overwrite, TensorSpec, Writer};
+    use quants::TensorType;
 
     #[test]
     fn host_and_device_have_a_rate_with_either_kernels() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("weights.gguf");
+        let spec = |name: &str| TensorSpec { name: name.into(), ne: vec![256, 8, 4], ty: TensorType::Q8_0 };
+        let specs = [spec("a"), spec("b")];
+        let layout = Layout::new(&Metadata::default(), &specs, 32).expect("a layout");
+        let writer = Writer::create(&path, layout, Overwrite::Refuse).expect("a file");
+        for number in 0..2 {
+            writer.write_at(number, 0, &[0; 32 * 8 * 34]).expect("written");
+        }
+        writer.finish().expect("finished");
+        let gguf = Gguf::open(&path).expect("a file of ours");
+        let tensors: Vec<&TensorInfo> = gguf.tensors().iter().collect();
+
         ggml::load_backends().expect("a CPU");
         let cpu = Device::find(DeviceKind::Cpu).expect("a CPU");
         let device = ggml::stand_in::register(1, 16 << 20).expect("registered")[0];
+        let room_bytes = 8 << 20;
         for (device, kernels) in [(cpu, Kernels::Bruce), (cpu, Kernels::Ggml), (device, Kernels::Bruce)] {
-            let rate = rates(device, kernels, 8 << 20).expect("room");
-            assert!(rate > 1e6 && rate < 1e13, "{device:?} {kernels:?}: {rate}");
+            let multiplier = Multiplier::new(device, kernels, 1, room_bytes, 1 << 20).expect("threads");
+            let copied = multiplier.rate_of_copies(&gguf, tensors[0], &[]).expect("measured");
+            let mut rates = vec![copied.expect("room")];
+            if device == cpu {
+                let mapped = multiplier.rate_in_place(&gguf, &tensors).expect("measured");
+                rates.push(mapped.expect("tensors"));
+                assert_eq!(multiplier.rate_in_place(&gguf, &[]).expect("nothing to do"), None);
+            }
+            for rate in rates {
+                assert!(rate > 1e6 && rate < 1e13, "{device:?} {kernels:?}: {rate}");
+            }
         }
-        assert_eq!(rates(cpu, Kernels::Bruce, 0), None);
+        let no_room = Multiplier::new(cpu, Kernels::Bruce, 1, 0, 1 << 20).expect("threads");
+        assert_eq!(no_room.rate_of_copies(&gguf, tensors[0], &[]).expect("nothing to do"), None);
     }
 }

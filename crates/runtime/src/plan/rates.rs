@@ -1,7 +1,7 @@
 //! The bandwidths that a plan's speeds are computed from, measured on the file and the machine at hand.
 
 use super::survey::Survey;
-use crate::bandwidth::{FileRate, Multiplier, Sample, file_rate};
+use crate::bandwidth::{FileRate, Multiplier, file_rate};
 use crate::model::ModelOptions;
 use crate::residency::budget::Demand;
 use crate::residency::repacked_types;
@@ -14,8 +14,6 @@ use quants::TensorType;
 
 /// Types with a smaller part of a token's weights are not measured.
 const MIN_PART: f64 = 0.08;
-/// Rows of the file that a measurement takes.
-const SAMPLE_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
@@ -54,15 +52,21 @@ impl Rates {
             Kernels::Ggml => repacked_types(model.placement.repack, gguf.tensors()),
             Kernels::Bruce => Vec::new(),
         };
+        // What is mapped is measured where it lies: how fast that is read depends on the pages it happens to be in.
+        let fits = gguf.tensors().iter().map(|t| t.size).sum::<u64>() <= survey.memory_bytes;
+        let is_mapped = model.use_mmap && model.expert_pool_bytes.is_none() && layouts.is_empty() && fits;
         let on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
             let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
             let multiplier =
                 Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)?;
             let mut parts = Vec::new();
             for kind in &kinds {
-                if let Some(rate) = multiplier.rate(kind.sample(gguf), layouts)? {
-                    parts.push((kind.part, rate));
-                }
+                let rate = if device == cpu && is_mapped {
+                    multiplier.rate_in_place(gguf, &kind.tensors)?
+                } else {
+                    multiplier.rate_of_copies(gguf, kind.largest(), layouts)?
+                };
+                parts.extend(rate.map(|rate| (kind.part, rate)));
             }
             Ok(together(&parts))
         };
@@ -96,17 +100,12 @@ struct Kind<'a> {
     ty: TensorType,
     /// Their part of what a token reads.
     part: f64,
-    /// The largest tensor of that type.
-    largest: &'a TensorInfo,
+    tensors: Vec<&'a TensorInfo>,
 }
 
-impl Kind<'_> {
-    fn sample<'a>(&self, gguf: &'a Gguf) -> Sample<'a> {
-        let n_cols = self.largest.ne[0];
-        let row_bytes = self.ty.row_bytes(n_cols).unwrap_or(1).max(1);
-        let bytes = gguf.data(self.largest);
-        let n_bytes = (SAMPLE_BYTES / row_bytes).max(1) * row_bytes;
-        Sample { ty: self.ty, n_cols, bytes: &bytes[..bytes.len().min(n_bytes as usize)] }
+impl<'a> Kind<'a> {
+    fn largest(&self) -> &'a TensorInfo {
+        self.tensors.iter().max_by_key(|tensor| tensor.size).expect("a kind has tensors")
     }
 }
 
@@ -128,11 +127,9 @@ fn kinds<'a>(gguf: &'a Gguf, demand: &Demand) -> Vec<Kind<'a>> {
         match kinds.iter_mut().find(|kind| kind.ty == tensor.ty) {
             Some(kind) => {
                 kind.part += bytes;
-                if tensor.size > kind.largest.size {
-                    kind.largest = tensor;
-                }
+                kind.tensors.push(tensor);
             }
-            None => kinds.push(Kind { ty: tensor.ty, part: bytes, largest: tensor }),
+            None => kinds.push(Kind { ty: tensor.ty, part: bytes, tensors: vec![tensor] }),
         }
     }
     kinds.iter_mut().for_each(|kind| kind.part /= total);
@@ -140,9 +137,9 @@ fn kinds<'a>(gguf: &'a Gguf, demand: &Demand) -> Vec<Kind<'a>> {
     kinds
 }
 
-/// What decoding reaches of the best pass over one matrix, as measured: threads wait for each other between matrices, and
-/// caches hold other things meanwhile.
-const EFFICIENCY: f64 = 0.85;
+/// What decoding reaches of the best round over matrices, as measured: threads wait for each other more often, and caches
+/// hold other things meanwhile.
+const EFFICIENCY: f64 = 0.94;
 
 /// The rate of all in a token, from parts and their rates.
 fn together(parts: &[(f64, f64)]) -> f64 {

@@ -3,6 +3,7 @@
 use super::stats::Samples;
 use super::{Args, Load, Test};
 use crate::plan::{self, BudgetArgs};
+use anyhow::Context;
 use runtime::bandwidth::Memory;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::Measure;
@@ -45,9 +46,12 @@ pub struct Outcome {
 
 impl<'a> Bench<'a> {
     /// Nothing is loaded yet.
-    pub fn new(args: &'a Args) -> Self {
-        let memory = (!args.kernels.is_empty()).then(Memory::default);
-        Bench { args, loaded: Vec::new(), memory, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) }
+    ///
+    /// # Errors
+    /// Where there is no memory to measure reading with.
+    pub fn new(args: &'a Args) -> Result<Self, anyhow::Error> {
+        let memory = (!args.kernels.is_empty()).then(Memory::new).transpose().context("memory test")?;
+        Ok(Bench { args, loaded: Vec::new(), memory, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) })
     }
 
     /// Runs tests on one file in turns: each once uncounted, then all as often as asked for.

@@ -196,7 +196,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     ggml::load_backends()?;
     let mut report = Report::new(args.output, &tests, !args.kernels.is_empty());
     print(&report.header())?;
-    let mut bench = measure::Bench::new(args);
+    let mut bench = measure::Bench::new(args)?;
     for (i, tests) in tests.chunk_by(Test::differ_in_kernels_only).enumerate() {
         if args.progress {
             eprintln!("bench {}: {}", i + 1, tests[0].name());
