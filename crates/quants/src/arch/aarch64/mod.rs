@@ -1,0 +1,5 @@
+//! Tokens for the instruction sets of AArch64.
+
+mod neon;
+
+pub(crate) use neon::Neon;
