@@ -112,13 +112,13 @@ fn down(v: uint8x16_t, n: isize) -> uint8x16_t {
     }
 }
 
-/// The quants of columns 128 h .. 128 h + 128 of a super-block.
+/// The quants of columns 128 H .. 128 H + 128 of a super-block.
 ///
 /// # Safety
 ///
 /// A block of the type must be readable.
 #[inline(always)]
-pub(super) unsafe fn quants<const TY: u32>(block: *const u8, h: usize) -> [int8x16_t; 8] {
+pub(super) unsafe fn quants<const TY: u32, const H: usize>(block: *const u8) -> [int8x16_t; 8] {
     // SAFETY: all offsets lie within the block.
     unsafe {
         let mut out = [vdupq_n_u8(0); 8];
@@ -126,7 +126,7 @@ pub(super) unsafe fn quants<const TY: u32>(block: *const u8, h: usize) -> [int8x
             Q4_K => {
                 let low = vdupq_n_u8(15);
                 for i in 0..4 {
-                    let v = load_u8(block.add(16 + 64 * h + 16 * i));
+                    let v = load_u8(block.add(16 + 64 * H + 16 * i));
                     let at = i / 2 * 4 + i % 2;
                     out[at] = vandq_u8(v, low);
                     out[at + 2] = vshrq_n_u8::<4>(v);
@@ -136,9 +136,9 @@ pub(super) unsafe fn quants<const TY: u32>(block: *const u8, h: usize) -> [int8x
                 let low = vdupq_n_u8(31);
                 for i in 0..4 {
                     // Shifts that insert put a fifth bit above a nibble, with others above it.
-                    let v = load_u8(block.add(48 + 64 * h + 16 * i));
+                    let v = load_u8(block.add(48 + 64 * H + 16 * i));
                     let fifth = load_u8(block.add(16 + 16 * (i % 2)));
-                    let (at, bit) = (i / 2 * 4 + i % 2, (4 * h + i / 2 * 2) as isize);
+                    let (at, bit) = (i / 2 * 4 + i % 2, (4 * H + i / 2 * 2) as isize);
                     out[at] = vandq_u8(vsliq_n_u8::<4>(v, down(fifth, bit)), low);
                     out[at + 2] = vandq_u8(vsriq_n_u8::<4>(down(fifth, bit + 1 - 4), v), low);
                 }
@@ -146,9 +146,9 @@ pub(super) unsafe fn quants<const TY: u32>(block: *const u8, h: usize) -> [int8x
             Q6_K => {
                 let low = vdupq_n_u8(63);
                 for i in 0..2 {
-                    let a = load_u8(block.add(64 * h + 16 * i));
-                    let b = load_u8(block.add(64 * h + 32 + 16 * i));
-                    let upper = load_u8(block.add(128 + 32 * h + 16 * i));
+                    let a = load_u8(block.add(64 * H + 16 * i));
+                    let b = load_u8(block.add(64 * H + 32 + 16 * i));
+                    let upper = load_u8(block.add(128 + 32 * H + 16 * i));
                     out[i] = vandq_u8(vsliq_n_u8::<4>(a, upper), low);
                     out[i + 2] = vandq_u8(vsliq_n_u8::<4>(b, vshrq_n_u8::<2>(upper)), low);
                     out[i + 4] = vandq_u8(vsriq_n_u8::<4>(upper, a), low);
@@ -157,20 +157,20 @@ pub(super) unsafe fn quants<const TY: u32>(block: *const u8, h: usize) -> [int8x
             }
             Q2_K => {
                 for (i, out) in out.iter_mut().enumerate() {
-                    let v = down(load_u8(block.add(16 + 32 * h + 16 * (i % 2))), i as isize / 2 * 2);
+                    let v = down(load_u8(block.add(16 + 32 * H + 16 * (i % 2))), i as isize / 2 * 2);
                     *out = vandq_u8(v, vdupq_n_u8(3));
                 }
             }
             Q3_K => {
                 for (i, out) in out.iter_mut().enumerate() {
-                    let v = down(load_u8(block.add(32 + 32 * h + 16 * (i % 2))), i as isize / 2 * 2);
-                    let third = down(load_u8(block.add(16 * (i % 2))), (4 * h + i / 2) as isize);
+                    let v = down(load_u8(block.add(32 + 32 * H + 16 * (i % 2))), i as isize / 2 * 2);
+                    let third = down(load_u8(block.add(16 * (i % 2))), (4 * H + i / 2) as isize);
                     *out = vandq_u8(vsliq_n_u8::<2>(v, third), vdupq_n_u8(7));
                 }
             }
             IQ4_XS => {
                 for i in 0..4 {
-                    let [lower, upper] = nibbles(block.add(8 + 64 * h + 16 * i));
+                    let [lower, upper] = nibbles(block.add(8 + 64 * H + 16 * i));
                     (out[2 * i], out[2 * i + 1]) = (on_grid(lower), on_grid(upper));
                 }
             }

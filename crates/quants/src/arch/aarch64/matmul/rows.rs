@@ -134,13 +134,9 @@ unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
                         }
                     }
                 }
-                for h in 0..2 {
-                    let quants = quants::<TY>(blocks[r], h);
-                    for n in 0..N {
-                        let x = activations.add(n * shape.layout.row_bytes + b * LONG + h * LONG / 2);
-                        sums[n] = half::<TY, ISA>(sums[n], &quants, &factors, h, x);
-                    }
-                }
+                let columns = activations.add(b * LONG);
+                half::<TY, ISA, 0, N>(&mut sums, blocks[r], &factors, columns, shape);
+                half::<TY, ISA, 1, N>(&mut sums, blocks[r], &factors, columns, shape);
                 for n in 0..N {
                     isums[n][r] = sums[n];
                 }
@@ -162,43 +158,47 @@ unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
     }
 }
 
-/// `sum` with the parts of scale * quant * activation quant over half a super-block added to its lanes.
+/// Adds the parts of scale * quant * activation quant over the `H`-th half of a super-block to the lanes of the sums.
 ///
 /// # Safety
 ///
-/// 128 activations must be readable, and the processor have what `ISA` stands for.
+/// The block and, from the super-block's first column on, `N` rows of activations must be readable, and the processor
+/// have what `ISA` stands for.
 #[inline(always)]
-unsafe fn half<const TY: u32, const ISA: u32>(
-    mut sum: int32x4_t,
-    quants: &[int8x16_t; 8],
+unsafe fn half<const TY: u32, const ISA: u32, const H: usize, const N: usize>(
+    sums: &mut [int32x4_t; N],
+    block: *const u8,
     factors: &Scales,
-    h: usize,
     activations: *const u8,
-) -> int32x4_t {
+    shape: &Shape,
+) {
     let traits = const { traits(TY) };
     // SAFETY: as promised by the caller; activations are never -128.
     unsafe {
         let zero = vdupq_n_s32(0);
-        let x = |i: usize| load(activations.add(16 * i));
-        if traits.sub_len == 16 {
-            for k in 0..2 {
-                let dots = [0, 1, 2, 3].map(|i| dot::<ISA>(zero, quants[4 * k + i], x(4 * k + i)));
-                sum = vmlaq_s32(sum, sums_across(dots), four_of(factors.scales[h], k));
+        let quants = quants::<TY, H>(block);
+        for n in 0..N {
+            let x = |i: usize| load(activations.add(n * shape.layout.row_bytes + H * LONG / 2 + 16 * i));
+            if traits.sub_len == 16 {
+                let four = |at: usize| {
+                    sums_across([0, 1, 2, 3].map(|i| dot::<ISA>(zero, quants[at + i], x(at + i))))
+                };
+                sums[n] = vmlaq_s32(sums[n], four(0), four_of(factors.scales[H], 0));
+                sums[n] = vmlaq_s32(sums[n], four(4), four_of(factors.scales[H], 1));
+            } else {
+                let dots = [0, 1, 2, 3].map(|i| {
+                    let first = dot::<ISA>(zero, quants[2 * i], x(2 * i));
+                    dot::<ISA>(first, quants[2 * i + 1], x(2 * i + 1))
+                });
+                sums[n] = vmlaq_s32(sums[n], sums_across(dots), four_of(factors.scales[0], H));
             }
-            sum
-        } else {
-            let dots = [0, 1, 2, 3].map(|i| {
-                let first = dot::<ISA>(zero, quants[2 * i], x(2 * i));
-                dot::<ISA>(first, quants[2 * i + 1], x(2 * i + 1))
-            });
-            vmlaq_s32(sum, sums_across(dots), four_of(factors.scales[0], h))
         }
     }
 }
 
 /// The lower or the upper four of eight.
 #[inline(always)]
-pub(super) fn four_of(v: int16x8_t, half: usize) -> int32x4_t {
+fn four_of(v: int16x8_t, half: usize) -> int32x4_t {
     // SAFETY: every processor that this is compiled for has NEON.
     unsafe { if half == 0 { vmovl_s16(vget_low_s16(v)) } else { vmovl_high_s16(v) } }
 }

@@ -53,6 +53,20 @@ fn pairs(a: int8x16_t, b: int8x16_t) -> (int8x16_t, int8x16_t) {
     }
 }
 
+/// What each of [`Sums`] is multiplied with, number `v` with `v % 4`, given the scales of rows.
+#[inline(always)]
+pub(super) fn scales<const ISA: u32>(a: int32x4_t, b: int32x4_t) -> [int32x4_t; ROWS / 2] {
+    if ISA == DOTPROD {
+        return [a, b, a, b];
+    }
+    // SAFETY: every processor that this is compiled for has NEON.
+    unsafe {
+        let (a, b) = (vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b));
+        [vtrn1q_s64(a, a), vtrn2q_s64(a, a), vtrn1q_s64(b, b), vtrn2q_s64(b, b)]
+            .map(|v| vreinterpretq_s32_s64(v))
+    }
+}
+
 /// Adds sixteen columns' products.
 ///
 /// # Safety
@@ -126,7 +140,7 @@ pub(super) unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
     unsafe {
         let zero = vdupq_n_s32(0);
         let quants = (&raw const (*tile).quants).cast::<int8x16_t>();
-        let scales = (&raw const (*tile).scales).cast::<[int32x4_t; 2]>();
+        let scales = (&raw const (*tile).scales).cast::<[int32x4_t; ROWS / 2]>();
         let columns = activations.block * LONG;
         let rows: [*const u8; N] = std::array::from_fn(|n| activations.row(n).add(columns));
         let mut isums = [zero; 2 * STEP];
@@ -137,11 +151,7 @@ pub(super) unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
                 add_columns::<ISA, N>(&mut sums, quants.add(c * ROWS), x);
             }
             for v in 0..const { used(ISA, N) } {
-                let scale = if ISA == DOTPROD {
-                    (*scales.add(s))[v % 2]
-                } else {
-                    vreinterpretq_s32_s64(vld1q_dup_s64(scales.add(s).cast::<i64>().add(v % 4)))
-                };
+                let scale = (*scales.add(s))[v % 4];
                 isums[v] = vmlaq_s32(isums[v], sums[v], scale);
             }
         }

@@ -29,8 +29,8 @@ pub(super) const ROWS: usize = 2 * GROUP;
 pub(super) struct Tile {
     /// Eight vectors for each 16 columns, in the order in which a step reads them.
     pub(super) quants: [int8x16_t; ROWS * LONG / 16],
-    /// Each row's scale of a sub-block; for super-blocks only.
-    pub(super) scales: [[int32x4_t; 2]; 16],
+    /// Each row's scale of a sub-block, in the order of a step's sums; for super-blocks only.
+    pub(super) scales: [[int32x4_t; ROWS / 2]; 16],
     /// Each row's minimum, in the order of the activations' sums; for super-blocks with minima only.
     pub(super) mins: [int16x8_t; 16],
     /// The floats of each block; those of the minima only where there are any.
@@ -241,23 +241,15 @@ unsafe fn unpack_long<const TY: u32, const ISA: u32>(blocks: &[*const u8; ROWS],
     let traits = const { traits(TY) };
     // SAFETY: as promised by the caller; all of the tile that is read later is written.
     unsafe {
-        let offset = vdupq_n_s8(traits.offset);
-        for h in 0..2 {
-            let rows = blocks.map(|block| quants::<TY>(block, h));
-            for i in 0..8 {
-                let columns = std::array::from_fn(|r| match traits.offset {
-                    0 => rows[r][i],
-                    _ => vsubq_s8(rows[r][i], offset),
-                });
-                let to = (&raw mut (*tile).quants).cast::<int8x16_t>().add((8 * h + i) * ROWS);
-                to.cast::<[int8x16_t; ROWS]>().write(steps::interleaved::<ISA>(&columns));
-            }
-        }
+        let quants = (&raw mut (*tile).quants).cast::<int8x16_t>();
+        interleave_half::<TY, ISA, 0>(blocks, quants);
+        interleave_half::<TY, ISA, 1>(blocks, quants.add(ROWS * LONG / 32));
         let factors = blocks.map(|block| scales::<TY>(block));
         for part in 0..LONG / traits.sub_len / 8 {
             let scales = transposed(&factors.map(|factors| factors.scales[part]));
             for (s, v) in scales.into_iter().enumerate() {
-                (*tile).scales[8 * part + s] = [vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v)];
+                let [a, b] = [vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v)];
+                (*tile).scales[8 * part + s] = steps::scales::<ISA>(a, b);
             }
             if traits.minima {
                 let mins = transposed(&factors.map(|factors| factors.mins[part]));
@@ -270,6 +262,36 @@ unsafe fn unpack_long<const TY: u32, const ISA: u32>(blocks: &[*const u8; ROWS],
     }
 }
 
+/// Unpacks the `H`-th half of the quants of a super-block of each row.
+///
+/// # Safety
+///
+/// Blocks of the type must be readable, and 64 vectors writable.
+#[inline(always)]
+unsafe fn interleave_half<const TY: u32, const ISA: u32, const H: usize>(
+    blocks: &[*const u8; ROWS],
+    to: *mut int8x16_t,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let rows = blocks.map(|block| quants::<TY, H>(block));
+        for i in 0..8 {
+            let columns = std::array::from_fn(|r| without_offset::<TY>(rows[r][i]));
+            to.add(i * ROWS).cast::<[int8x16_t; ROWS]>().write(steps::interleaved::<ISA>(&columns));
+        }
+    }
+}
+
+/// Signed quants.
+#[inline(always)]
+fn without_offset<const TY: u32>(quants: int8x16_t) -> int8x16_t {
+    match const { traits(TY).offset } {
+        0 => quants,
+        // SAFETY: every processor that this is compiled for has NEON.
+        offset => unsafe { vsubq_s8(quants, vdupq_n_s8(offset)) },
+    }
+}
+
 /// Fills a tile with `n` blocks of each row.
 ///
 /// # Safety
@@ -279,17 +301,14 @@ unsafe fn unpack_short<const TY: u32, const ISA: u32>(blocks: &[*const u8; ROWS]
     let traits = const { traits(TY) };
     // SAFETY: as promised by the caller.
     unsafe {
-        let offset = vdupq_n_s8(traits.offset);
+        let quants = (&raw mut (*tile).quants).cast::<int8x16_t>();
         for b in 0..n {
             let blocks = blocks.map(|block| block.add(b * traits.block_bytes));
             let rows = blocks.map(|block| short_quants::<TY>(block));
             for i in 0..2 {
-                let columns = std::array::from_fn(|r| match traits.offset {
-                    0 => rows[r][i],
-                    _ => vsubq_s8(rows[r][i], offset),
-                });
-                let to = (&raw mut (*tile).quants).cast::<int8x16_t>().add((2 * b + i) * ROWS);
-                to.cast::<[int8x16_t; ROWS]>().write(steps::interleaved::<ISA>(&columns));
+                let columns = std::array::from_fn(|r| without_offset::<TY>(rows[r][i]));
+                let to = quants.add((2 * b + i) * ROWS).cast::<[int8x16_t; ROWS]>();
+                to.write(steps::interleaved::<ISA>(&columns));
             }
             store_floats::<TY>(&blocks, tile, b);
         }
