@@ -49,6 +49,15 @@ impl Level {
         levels
     }
 
+    /// The instruction set of x86-64 that the level stands for.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const fn x86(self) -> Option<x86::Isa> {
+        match self.0 {
+            Isa::Scalar => None,
+            Isa::X86(isa) => Some(isa),
+        }
+    }
+
     /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`,
     /// `amx`, `neon`, `neon-dotprod`, `neon-i8mm`.
     pub const fn name(self) -> &'static str {
