@@ -1,5 +1,6 @@
 //! Tokens for the instruction sets of AArch64.
 
+pub(super) mod attention;
 pub(super) mod matmul;
 mod neon;
 

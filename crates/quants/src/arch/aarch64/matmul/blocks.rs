@@ -350,7 +350,7 @@ pub(super) unsafe fn float_scales<const TY: u32>(blocks: &[*const u8; GROUP]) ->
 
 /// Four F16 as F32. The compiler's own conversion needs types that are not stable in the oldest supported Rust.
 #[inline(always)]
-pub(super) fn widen_halves(halves: uint16x4_t) -> float32x4_t {
+pub(crate) fn widen_halves(halves: uint16x4_t) -> float32x4_t {
     let wide;
     // SAFETY: every AArch64 processor with NEON has the instruction; it touches registers only.
     unsafe {

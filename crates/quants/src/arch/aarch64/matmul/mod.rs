@@ -8,6 +8,7 @@ mod rows;
 mod steps;
 mod tiles;
 
+pub(super) use self::blocks::widen_halves;
 use self::blocks::*;
 use self::dots::{DOTPROD, I8MM, NEON};
 use self::floats::{BF16, F16, F32};
