@@ -1,5 +1,7 @@
 //! Attention compiled for each instruction set, from the one definition in [`crate::attention`].
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::attention as aarch64;
 #[cfg(target_arch = "x86_64")]
 use super::x86::attention as x86;
 use crate::attention::{Buffers, Cells, Job, Lanes, attend_with};
@@ -8,9 +10,13 @@ use crate::matmul::Level;
 /// Does the job with the kernels of a level.
 pub(crate) fn attend(level: Level, job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
+    if let Some(isa) = level.x86() {
+        // SAFETY: a level exists only where the processor has it.
+        return unsafe { x86::attend(isa, job, buffers, out) };
+    }
+    #[cfg(target_arch = "aarch64")]
     if level != Level::SCALAR {
-        // SAFETY: every level but the scalar one has AVX2, FMA and F16C, and exists only where the processor has them.
-        return unsafe { x86::attend(job, buffers, out) };
+        return aarch64::attend(job, buffers, out);
     }
     attend_with::<2, 2, 2, 1>(job, buffers, out, widen);
 }

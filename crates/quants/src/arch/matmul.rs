@@ -1,5 +1,7 @@
 //! Which kernel multiplies.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::matmul as aarch64;
 #[cfg(target_arch = "x86_64")]
 use super::x86::matmul as x86;
 use crate::TensorType;
@@ -16,6 +18,8 @@ enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     X86(x86::Isa),
+    #[cfg(target_arch = "aarch64")]
+    AArch64(aarch64::Isa),
 }
 
 impl Level {
@@ -28,6 +32,10 @@ impl Level {
         if let Some(isa) = x86::Isa::supported().next_back() {
             return Self(Isa::X86(isa));
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(isa) = aarch64::Isa::supported().next_back() {
+            return Self(Isa::AArch64(isa));
+        }
         Self::SCALAR
     }
 
@@ -36,16 +44,29 @@ impl Level {
         let mut levels = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         levels.extend(x86::Isa::supported().map(|isa| Self(Isa::X86(isa))));
+        #[cfg(target_arch = "aarch64")]
+        levels.extend(aarch64::Isa::supported().map(|isa| Self(Isa::AArch64(isa))));
         levels
     }
 
+    /// The instruction set of x86-64 that the level stands for.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const fn x86(self) -> Option<x86::Isa> {
+        match self.0 {
+            Isa::Scalar => None,
+            Isa::X86(isa) => Some(isa),
+        }
+    }
+
     /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx-vnni`, `avx512-vnni`,
-    /// `amx`.
+    /// `amx`, `neon`, `neon-dotprod`, `neon-i8mm`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Isa::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Isa::X86(isa) => isa.name(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::AArch64(isa) => isa.name(),
         }
     }
 }
@@ -92,6 +113,14 @@ unsafe fn run(
     if let Isa::X86(isa) = level.0 {
         // SAFETY: as promised by the caller; a level exists only where the processor has it.
         let done = unsafe { x86::multiply(isa, ty, weights.as_ptr(), activations.as_ptr(), shape, out) };
+        if done {
+            return;
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Isa::AArch64(isa) = level.0 {
+        // SAFETY: as promised by the caller; a level exists only where the processor has it.
+        let done = unsafe { aarch64::multiply(isa, ty, weights.as_ptr(), activations.as_ptr(), shape, out) };
         if done {
             return;
         }

@@ -2,7 +2,7 @@
 //!
 //! - [`Level`]: which instruction sets kernels use. A level other than scalar can only be had where the processor has it.
 //! - [`Simd`]: the few vector operations that kernels are written in. Its implementations are zero-sized tokens, one for
-//!   each instruction set (`x86`), whose existence proves that the processor has it.
+//!   each instruction set (`x86`, `aarch64`), whose existence proves that the processor has it.
 //! - [`Kernel`]: code that is generic over [`Simd`]; [`Simd::vectorize`] compiles it for the token's instruction set.
 //! - [`matmul`]: kernels that multiply, with levels of their own.
 //! - [`attention`]: attention over a cache, at the levels of [`matmul`].
@@ -14,6 +14,8 @@
     reason = "instructions beyond the baseline, each behind a token that proves them present"
 )]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod affine;
 mod affine_k;
 pub(crate) mod attention;
@@ -47,11 +49,19 @@ enum Isa {
     Avx2(x86::Avx2),
     #[cfg(avx512)]
     Avx512(x86::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(aarch64::Neon),
 }
 
 impl Level {
     /// The reference, which runs everywhere.
     pub const SCALAR: Self = Self(Isa::Scalar);
+
+    /// What every processor of the architecture has.
+    #[cfg(target_arch = "aarch64")]
+    const BASELINE: Self = Self(Isa::Neon(aarch64::Neon::new()));
+    #[cfg(not(target_arch = "aarch64"))]
+    const BASELINE: Self = Self::SCALAR;
 
     /// The best level that this processor has.
     pub fn detect() -> Self {
@@ -65,7 +75,7 @@ impl Level {
                 return Self(Isa::Avx2(token));
             }
         }
-        Self::SCALAR
+        Self::BASELINE
     }
 
     /// Every level that this processor has, the scalar one first.
@@ -77,10 +87,12 @@ impl Level {
             #[cfg(avx512)]
             levels.extend(x86::Avx512::detect().map(|token| Self(Isa::Avx512(token))));
         }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Self::BASELINE);
         levels
     }
 
-    /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx512`.
+    /// The level's name in lower case, for reports: `scalar`, `avx2`, `avx512`, `neon`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Isa::Scalar => "scalar",
@@ -88,6 +100,8 @@ impl Level {
             Isa::Avx2(_) => "avx2",
             #[cfg(avx512)]
             Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
         }
     }
 }
@@ -112,6 +126,8 @@ pub(crate) fn quantize<'a>(level: Level, ty: TensorType, chunk: Chunk<'a>) -> Re
         Isa::Avx512(simd) => {
             quantize_with(simd, ty, chunk).or_else(|chunk| quantize_with(simd.avx2(), ty, chunk))
         }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(simd) => quantize_with(simd, ty, chunk),
     }
 }
 
@@ -123,6 +139,8 @@ pub(crate) fn dequantize(level: Level, ty: TensorType, blocks: &[u8], weights: &
         Isa::Avx2(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
         #[cfg(avx512)]
         Isa::Avx512(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(simd) if is_known => simd.vectorize(float::Widen(ty, blocks, weights)),
         _ => return false,
     }
     true

@@ -5,7 +5,7 @@ use super::{BLOCK, Cells, Token};
 use std::ops::Range;
 
 /// Running sums of a dot product.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Sixteen floats, as far apart in memory as a cache line is long.
 #[derive(Clone, Copy, Debug)]
@@ -28,19 +28,31 @@ pub(crate) struct Job<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     /// `[key lanes, rows]`: scaled queries; a row for each token and head.
-    queries: Vec<Lanes>,
+    pub(crate) queries: Vec<Lanes>,
     /// `[value lanes, rows]`.
-    gathered: Vec<Lanes>,
+    pub(crate) gathered: Vec<Lanes>,
     /// `[key lanes, BLOCK]`.
-    keys: Vec<Lanes>,
+    pub(crate) keys: Vec<Lanes>,
     /// `[value lanes, BLOCK]`.
-    values: Vec<Lanes>,
+    pub(crate) values: Vec<Lanes>,
     /// `[rows]`: of the block that is looked at.
-    scores: Vec<[f32; BLOCK]>,
+    pub(crate) scores: Vec<[f32; BLOCK]>,
     /// `[rows]`: the largest score so far.
-    largest: Vec<f32>,
+    pub(crate) largest: Vec<f32>,
     /// `[rows]`.
-    total: Vec<f32>,
+    pub(crate) total: Vec<f32>,
+}
+
+/// What depends on how an instruction set arranges keys and queries. In [`Buffers`] only it looks at these.
+pub(crate) trait Steps {
+    /// Stores the elements of a query, which are to be scaled.
+    fn keep_query(&self, query: &[f32], scale: f32, kept: &mut [Lanes]);
+
+    /// Reads keys and values of these cells, which belong to one block.
+    fn widen(&self, job: &Job<'_>, cells: Range<usize>, buffers: &mut Buffers);
+
+    /// Adds the `cells` of the block to what the `rows` have gathered, in vectors of so many [`Lanes`] for keys and values.
+    fn look_at(&self, buffers: &mut Buffers, rows: Range<usize>, cells: Range<usize>, n_lanes: [usize; 2]);
 }
 
 impl Buffers {
@@ -74,16 +86,19 @@ pub(crate) fn attend_with<const R: usize, const C: usize, const G: usize, const 
     out: &mut [f32],
     widen: impl Fn(&Cells<'_>, usize, &mut [Lanes]),
 ) {
+    attend_by(job, buffers, out, &Plain::<_, R, C, G, V>(widen));
+}
+
+/// Does the job by these steps.
+#[inline(always)]
+pub(crate) fn attend_by(job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32], steps: &impl Steps) {
     buffers.begin(job);
-    let (n_k, n_v) = (job.keys.dim.div_ceil(LANES), job.values.dim.div_ceil(LANES));
+    let n_lanes = [job.keys.dim.div_ceil(LANES), job.values.dim.div_ceil(LANES)];
+    let [n_k, n_v] = n_lanes;
     let (dim_k, n_heads) = (job.keys.dim, job.n_heads);
     let queries = job.tokens.iter().flat_map(|token| token.queries.chunks_exact(dim_k));
-    for (row, query) in buffers.queries.chunks_exact_mut(n_k).zip(queries) {
-        for (lanes, part) in row.iter_mut().zip(query.chunks(LANES)) {
-            for (lane, element) in lanes.0.iter_mut().zip(part) {
-                *lane = element * job.scale;
-            }
-        }
+    for (kept, query) in buffers.queries.chunks_exact_mut(n_k).zip(queries) {
+        steps.keep_query(query, job.scale, kept);
     }
     let first = job.tokens.iter().map(|token| token.visible.start).min().unwrap_or(0);
     let end = job.tokens.iter().map(|token| token.visible.end).max().unwrap_or(0);
@@ -93,11 +108,7 @@ pub(crate) fn attend_with<const R: usize, const C: usize, const G: usize, const 
             token.visible.start.clamp(start, start + BLOCK) - start
                 ..token.visible.end.clamp(start, start + BLOCK) - start
         };
-        for cell in start.max(first)..(start + BLOCK).min(end) {
-            let place = cell - start;
-            widen(&job.keys, cell, &mut buffers.keys[place * n_k..][..n_k]);
-            widen(&job.values, cell, &mut buffers.values[place * n_v..][..n_v]);
-        }
+        steps.widen(job, start.max(first)..(start + BLOCK).min(end), buffers);
         let mut rest = job.tokens;
         while let Some(token) = rest.first() {
             // Tokens that see the same cells of the block go together.
@@ -105,7 +116,7 @@ pub(crate) fn attend_with<const R: usize, const C: usize, const G: usize, const 
             let n_same = rest.iter().take_while(|other| cells_of(other) == cells).count();
             let at = (job.tokens.len() - rest.len()) * n_heads;
             if !cells.is_empty() {
-                look_at::<R, C, G, V>(buffers, at..at + n_same * n_heads, cells, n_k, n_v);
+                steps.look_at(buffers, at..at + n_same * n_heads, cells, n_lanes);
             }
             rest = &rest[n_same..];
         }
@@ -118,6 +129,44 @@ pub(crate) fn attend_with<const R: usize, const C: usize, const G: usize, const 
                 *out = lane / buffers.total[row];
             }
         }
+    }
+}
+
+/// The steps in safe Rust, everything in its own order.
+struct Plain<W, const R: usize, const C: usize, const G: usize, const V: usize>(W);
+
+impl<W, const R: usize, const C: usize, const G: usize, const V: usize> Steps for Plain<W, R, C, G, V>
+where
+    W: Fn(&Cells<'_>, usize, &mut [Lanes]),
+{
+    #[inline(always)]
+    fn keep_query(&self, query: &[f32], scale: f32, kept: &mut [Lanes]) {
+        for (lanes, part) in kept.iter_mut().zip(query.chunks(LANES)) {
+            for (lane, element) in lanes.0.iter_mut().zip(part) {
+                *lane = element * scale;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn widen(&self, job: &Job<'_>, cells: Range<usize>, buffers: &mut Buffers) {
+        let (n_k, n_v) = (job.keys.dim.div_ceil(LANES), job.values.dim.div_ceil(LANES));
+        for cell in cells {
+            let place = cell % BLOCK;
+            (self.0)(&job.keys, cell, &mut buffers.keys[place * n_k..][..n_k]);
+            (self.0)(&job.values, cell, &mut buffers.values[place * n_v..][..n_v]);
+        }
+    }
+
+    #[inline(always)]
+    fn look_at(
+        &self,
+        buffers: &mut Buffers,
+        rows: Range<usize>,
+        cells: Range<usize>,
+        [n_k, n_v]: [usize; 2],
+    ) {
+        look_at::<R, C, G, V>(buffers, rows, cells, n_k, n_v);
     }
 }
 
@@ -254,26 +303,40 @@ fn weigh(scores: &mut [f32; BLOCK], largest: &mut f32, total: &mut f32, cells: R
     factor
 }
 
+/// The numbers in [`exp`].
+pub(crate) mod exponential {
+    pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    /// ln 2 in two parts, the first with so few bits that its multiples are exact.
+    pub(crate) const LN_2_HIGH: f32 = 0.693_359_4;
+    pub(crate) const LN_2_LOW: f32 = -2.121_944_4e-4;
+    /// Adding 1.5 * 2^23 rounds to a whole number, which is then in the lowest bits.
+    pub(crate) const ROUNDER: f32 = 12_582_912.0;
+    /// Of r^7 in the Taylor polynomial.
+    pub(crate) const LEADING: f32 = 1.0 / 5040.0;
+    /// Of r^6 down to r^0.
+    pub(crate) const COEFFICIENTS: [f32; 7] =
+        [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    /// What is added to an exponent where it is stored.
+    pub(crate) const BIAS: u32 = 127;
+    /// Where the result becomes 0.
+    pub(crate) const LOWEST: f32 = -87.0;
+}
+
 /// exp(x) for x <= 0, within 2 units in the last place where the result is above e^-87, 0 below. Only operations that
 /// compilers turn into vectors: x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor polynomial of degree 7, whose
 /// remainder is below 2^-28.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first with so few bits that its multiples are exact.
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 * 2^23 rounds to a whole number, which is then in the lowest bits.
-    const ROUNDER: f32 = 12_582_912.0;
+    use exponential::*;
     let shifted = x.mul_add(LOG2_E, ROUNDER);
     let n = shifted - ROUNDER;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
-    let mut p = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let mut p = LEADING;
+    for coefficient in COEFFICIENTS {
         p = r.mul_add(p, coefficient);
     }
-    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    if x < -87.0 { 0.0 } else { p * power }
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(BIAS) << 23);
+    if x < LOWEST { 0.0 } else { p * power }
 }
 
 /// Adds the cells' values, weighed, to what `G` rows have gathered.

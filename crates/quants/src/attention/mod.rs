@@ -29,7 +29,7 @@ mod tests;
 
 use crate::matmul::Level;
 use crate::{Error, TensorType};
-pub(crate) use definition::{Buffers, Job, Lanes, attend_with};
+pub(crate) use definition::{Buffers, Job, LANES, Lanes, Steps, attend_by, attend_with, exponential};
 use std::ops::Range;
 
 /// Cells that are looked at together.

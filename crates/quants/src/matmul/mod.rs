@@ -42,7 +42,7 @@ mod tests;
 
 pub use activations::ActivationKind;
 pub(crate) use activations::{LONG, LONG_SUMS, Layout, SHORT, quantize as quantize_activations};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use blocks::IQ4_GRID;
 pub(crate) use scalar::{LANES as FLOAT_LANES, multiply as multiply_scalar};
 

@@ -7,8 +7,13 @@ use quants::attention::{self, Cells, Token, Workspace};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// Queries that one piece of work takes: enough to pay for widening the cells, few enough for the second level of cache.
-const TILE_QUERIES: usize = 64;
+/// Queries that one piece of work takes at most: enough to pay for widening the cells, few enough for the second level of
+/// cache.
+const TILE_QUERIES: usize = 128;
+/// Fewer than so many queries are taken only where there is not enough work for all threads.
+const MIN_TILE_QUERIES: usize = 32;
+/// Pieces of work for each thread that let them end together.
+const TILES_PER_THREAD: usize = 4;
 
 /// What all tokens `[dim_v, n_head, n_tokens]` gather. Operands: queries `[dim_k, n_head, n_tokens]`, positions `[n_tokens]`,
 /// keys `[dim_k, n_ctx, n_head_kv]` and values `[dim_v, n_ctx, n_head_kv]`. A token at position p sees the cells up to p,
@@ -26,7 +31,9 @@ impl TileKernel for Attention {
         let [_, n_ctx, n_head_kv, _] = sources.ne(2);
         let dim_v = sources.ne(3)[0];
         let group = n_head / n_head_kv;
-        let n_together = (TILE_QUERIES / group).clamp(1, n_tokens);
+        let n_pieces = (TILES_PER_THREAD * sources.n_threads()).div_ceil(n_head_kv);
+        let n_together = (n_tokens * group).div_ceil(n_pieces).clamp(MIN_TILE_QUERIES, TILE_QUERIES) / group;
+        let n_together = n_together.clamp(1, n_tokens);
         let n_batches = n_tokens.div_ceil(n_together);
         // Where there are fewer heads of keys than threads, heads of queries are taken apart.
         let n_parts = divisors(group).find(|parts| parts * n_head_kv * n_batches >= sources.n_threads());
