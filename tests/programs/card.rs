@@ -69,6 +69,29 @@ fn a_card_says_what_the_files_are() {
 }
 
 #[test]
+fn files_that_a_command_names_are_told_by_their_sums() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (imatrix, table) = (folder.path().join("im.gguf"), folder.path().join("experts.txt"));
+    let entry = imatrix::Entry::new(vec![2.0; 256], vec![1]);
+    let importances = imatrix::Imatrix {
+        entries: [("blk.0.attn_q.weight".to_owned(), entry)].into(),
+        ..Default::default()
+    };
+    importances.write(&imatrix, gguf::Overwrite::Refuse).expect("a file of importances");
+    fs::write(&table, "* 1 q8_0\n").expect("a table");
+    let mut quant = bruce_quant();
+    quant.arg(root().join("models/tiny-moe")).args(["-q", "q4_k", "--expert-layout", "split", "--quiet"]);
+    quant.arg("--imatrix").arg(&imatrix).arg("--expert-types").arg(&table);
+    succeed(quant.arg("--model-card").arg("-o").arg(folder.path()));
+    let file = gguf::Gguf::open(&folder.path().join("tiny-moe-Q4_K_M.gguf")).expect("our own file");
+    let card = fs::read_to_string(folder.path().join("README.md")).expect("a card");
+    for (key, path) in [("bruce.imatrix.sha256", &imatrix), ("bruce.expert_types.sha256", &table)] {
+        assert_eq!(file.metadata().str(key).expect("a text"), Some(sha256(path).as_str()));
+        assert!(card.contains(&sha256(path)), "{card}");
+    }
+}
+
+#[test]
 fn a_card_is_not_replaced_unless_asked_for() {
     let model = published();
     let folder = tempfile::tempdir().expect("a folder");

@@ -4,7 +4,7 @@
 //! The i-quants below four bits take minutes, and so does the real model: these are checked where `BRUCE_GOLDEN_ALL` is
 //! set, but for tiny-moe.
 
-use crate::support::{bruce_quant, checkpoint, golden, succeed};
+use crate::support::{bruce_quant, checkpoint, golden, skip, succeed};
 use gguf::{Gguf, Overwrite};
 use imatrix::{Entry, Imatrix};
 use quants::TensorType;
@@ -37,11 +37,15 @@ fn facts(model: &str) -> Vec<Fact> {
     facts
 }
 
-/// Whether there is time for this one.
-fn is_chosen(fact: &Fact) -> bool {
+/// Whether every row is checked, whatever it takes.
+fn all_are_wanted() -> bool {
+    std::env::var_os("BRUCE_GOLDEN_ALL").is_some()
+}
+
+/// Whether a row is among the quick ones.
+fn is_quick(fact: &Fact) -> bool {
     let is_slow = ["IQ1", "IQ2", "IQ3"].iter().any(|slow| fact.file_type.starts_with(slow));
     match fact.model.as_str() {
-        _ if std::env::var_os("BRUCE_GOLDEN_ALL").is_some() => true,
         "tinymoe" => true,
         "smol4x" => false,
         _ => !is_slow,
@@ -131,7 +135,14 @@ fn write_importances(format: &str, entries: &[(String, Entry)], folder: &Path) -
 }
 
 fn compare(model: &str) {
-    let facts: Vec<Fact> = facts(model).into_iter().filter(is_chosen).collect();
+    let (facts, slow): (Vec<Fact>, Vec<Fact>) =
+        facts(model).into_iter().partition(|fact| all_are_wanted() || is_quick(fact));
+    if !slow.is_empty() {
+        let mut names: Vec<&str> = slow.iter().map(|fact| fact.file_type.as_str()).collect();
+        names.dedup();
+        let (n, names) = (slow.len(), names.join(", "));
+        skip(&format!("{n} rows of {model} are for BRUCE_GOLDEN_ALL=1, as they take minutes: {names}"));
+    }
     if facts.is_empty() {
         return;
     }

@@ -235,6 +235,18 @@ fn missing_and_surplus_tensors_and_other_numbers_are_problems() {
     succeed(bruce_quant().arg(&source).args(option).arg(&set));
     let report = problems(&set, &source, &[]);
     assert!(report["warnings"].to_string().contains("--override-kv"), "{report}");
+    // And so where weights were only copied, which keeps the command that quantized them.
+    let (copy, again) = (folder.path().join("copy.gguf"), folder.path().join("again.gguf"));
+    for (from, to, set) in
+        [(&model, &copy, "llama.rope.freq_base=float:777"), (&copy, &again, "llama.expert_used_count=int:1")]
+    {
+        let option = ["-q", "copy", "--quiet", "--override-kv", set, "-o"];
+        succeed(bruce_quant().arg(from).args(option).arg(to));
+    }
+    let report = problems(&again, &source, &[]);
+    let warnings = report["warnings"].as_array().expect("a list");
+    assert_eq!(warnings.iter().filter(|w| w.to_string().contains("--override-kv")).count(), 2, "{report}");
+    assert_eq!(report["source_is_recorded_one"], true);
     refused(&run(&mut against(&model, &root().join("models"))), 1, &["config.json"]);
 }
 

@@ -2,7 +2,11 @@
 //!
 //! Nothing that differs between machines or runs is recorded: no times, no directories, no number of threads.
 
-use gguf::Metadata;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use gguf::{Metadata, Value};
 use model_spec::{TensorId, keys};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +22,13 @@ pub const COMMAND: &str = "bruce.command";
 /// [`fingerprint`] of the source.
 pub const SOURCE: &str = "bruce.source.fingerprint";
 
+/// SHA-256 of the file of importances, which the command has by its name alone.
+pub const IMATRIX: &str = "bruce.imatrix.sha256";
+/// SHA-256 of the table of types by expert, likewise.
+pub const EXPERT_TYPES: &str = "bruce.expert_types.sha256";
+/// Keys whose values were set by hand, since the weights were made.
+pub const OVERRIDES: &str = "bruce.overrides";
+
 /// Where a file comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Provenance {
@@ -27,6 +38,10 @@ pub struct Provenance {
     pub command: String,
     /// [`fingerprint`] of the source.
     pub source: String,
+    /// [`sha256`] of the file of importances.
+    pub imatrix: Option<String>,
+    /// [`sha256`] of the table of types by expert.
+    pub expert_types: Option<String>,
 }
 
 /// Stands for the type of the output in [`Provenance::command`].
@@ -40,14 +55,57 @@ impl Provenance {
         for key in old {
             metadata.remove(&key);
         }
-        // These two stay last, as where a file is copied without being quantized.
-        let last = [keys::GENERAL_QUANTIZATION_VERSION, keys::GENERAL_FILE_TYPE];
-        let last: Vec<_> = last.into_iter().filter_map(|key| Some((key, metadata.remove(key)?))).collect();
-        metadata.set(VERSION, self.version.as_str());
-        metadata.set(COMMAND, self.command.replace(TYPE, file_type).as_str());
-        metadata.set(SOURCE, self.source.as_str());
-        for (key, value) in last {
-            metadata.set(key, value);
+        before_last(metadata, |metadata| {
+            metadata.set(VERSION, self.version.as_str());
+            metadata.set(COMMAND, self.command.replace(TYPE, file_type).as_str());
+            metadata.set(SOURCE, self.source.as_str());
+            for (key, hash) in [(IMATRIX, &self.imatrix), (EXPERT_TYPES, &self.expert_types)] {
+                if let Some(hash) = hash {
+                    metadata.set(key, hash.as_str());
+                }
+            }
+        });
+    }
+}
+
+/// Adds entries before the two that stay last, as where a file is copied without being quantized.
+fn before_last(metadata: &mut Metadata, add: impl FnOnce(&mut Metadata)) {
+    let last = [keys::GENERAL_QUANTIZATION_VERSION, keys::GENERAL_FILE_TYPE];
+    let last: Vec<_> = last.into_iter().filter_map(|key| Some((key, metadata.remove(key)?))).collect();
+    add(metadata);
+    for (key, value) in last {
+        metadata.set(key, value);
+    }
+}
+
+/// Notes which keys were set by hand, beside those that a copied file notes already.
+pub(crate) fn note_overrides(overrides: &[(String, Value)], metadata: &mut Metadata) {
+    let mut all = overridden(metadata);
+    all.extend(overrides.iter().map(|(key, _)| key.clone()));
+    all.sort();
+    all.dedup();
+    before_last(metadata, |metadata| metadata.set(OVERRIDES, all));
+}
+
+/// The keys that a file's metadata say were set by hand.
+pub(crate) fn overridden(metadata: &Metadata) -> Vec<String> {
+    metadata.strings(OVERRIDES).ok().flatten().map(<[String]>::to_vec).unwrap_or_default()
+}
+
+/// 64 hexadecimal digits: the SHA-256 of a file. `advance` is told how many bytes were read.
+///
+/// # Errors
+/// It cannot be read.
+pub fn sha256(path: &Path, advance: &dyn Fn(u64)) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n => {
+                hasher.update(&buffer[..n]);
+                advance(n as u64);
+            }
         }
     }
 }

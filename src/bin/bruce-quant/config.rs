@@ -1,7 +1,8 @@
 //! What the arguments mean: every choice made, nothing of the model read yet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use bruce::exit::{self, UsageError};
 use model_spec::FileType;
 
@@ -31,8 +32,8 @@ pub struct Config {
     pub fitted: Fitted,
     /// How.
     pub execute: convert::ExecuteOptions,
-    /// The options that decide the bytes, as a command line.
-    pub command: String,
+    /// What the files will say about their making; all but the source.
+    pub provenance: convert::Provenance,
     /// What the model card is to say, if there is to be one.
     pub card: Option<CardOptions>,
 }
@@ -76,7 +77,13 @@ impl Config {
         };
         let (rules, importance) = (rules::rules(&args)?, rules::importance(&args)?);
         let overrides = rules::overrides(&args.override_kv)?;
-        let command = command::recorded(&args)?;
+        let provenance = convert::Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: command::recorded(&args)?,
+            source: String::new(),
+            imatrix: sha256(args.imatrix.as_deref())?,
+            expert_types: sha256(args.expert_types.as_deref())?,
+        };
         if !args.model_card && args.card != CardOptions::default() {
             let what = "--repo, --base-model, --quality: found no --model-card, expected it beside them";
             return Err(UsageError(what.to_owned()).into());
@@ -126,10 +133,18 @@ impl Config {
                 allow_non_finite: args.allow_non_finite,
                 resume: args.resume,
             },
-            command,
+            provenance,
             card: args.model_card.then_some(args.card),
         })
     }
+}
+
+/// The sum of a file that the command names.
+fn sha256(path: Option<&Path>) -> Result<Option<String>, anyhow::Error> {
+    let sum = |path: &Path| {
+        convert::provenance::sha256(path, &|_| ()).with_context(|| format!("{}: cannot read", path.display()))
+    };
+    path.map(sum).transpose()
 }
 
 /// Whether a name that was typed is llama-quantize's for keeping every type.

@@ -52,11 +52,8 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     }
     // Where types are kept, what made the weights is what made them before.
     if !config.plan.keep_types {
-        config.plan.provenance = Some(convert::Provenance {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            command: config.command.clone(),
-            source: convert::fingerprint(input.as_ref())?,
-        });
+        let source = convert::fingerprint(input.as_ref())?;
+        config.plan.provenance = Some(convert::Provenance { source, ..config.provenance.clone() });
     }
     fitted::choose(&mut config, input.as_ref())?;
     let plan = convert::Plan::new(input.as_ref(), &config.plan).map_err(config::advise)?;

@@ -9,7 +9,7 @@ use quants::TensorType;
 use super::{CHUNK, dequantize, unstacked};
 use crate::input::Input;
 use crate::plan::{Source, Step};
-use crate::{Error, block};
+use crate::{Error, block, provenance};
 
 /// Rows of a tensor of the file, and what they were made of, if that is known.
 #[derive(Debug, Clone)]
@@ -251,8 +251,11 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// Whether the command that the file records has set this key.
+/// Whether the file says that this key was set by hand: in the list of those, or, of older versions, in the command.
 fn is_overridden(file: &Gguf, key: &str) -> bool {
-    let command = file.metadata().str(crate::provenance::COMMAND).ok().flatten().unwrap_or_default();
-    command.split_whitespace().any(|word| word.trim_start_matches('\'').starts_with(&format!("{key}=")))
+    let command = file.metadata().str(provenance::COMMAND).ok().flatten().unwrap_or_default();
+    provenance::overridden(file.metadata()).iter().any(|overridden| overridden == key)
+        || command
+            .split_whitespace()
+            .any(|word| word.trim_start_matches('\'').starts_with(&format!("{key}=")))
 }

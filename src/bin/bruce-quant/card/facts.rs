@@ -1,7 +1,5 @@
 //! What GGUF files say about themselves and the model in them.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +7,6 @@ use anyhow::{Context, anyhow, bail};
 use convert::provenance;
 use gguf::{Gguf, Metadata};
 use model_spec::{FileType, HyperParams, keys};
-use sha2::{Digest, Sha256};
 
 /// A model that this one was made from.
 pub struct BaseModel {
@@ -29,8 +26,10 @@ pub struct FileFacts {
     pub bits_per_weight: f64,
     /// How it was made, where it says.
     pub command: Option<String>,
-    /// The file of importances that was used, its text and number of chunks.
+    /// The file of importances that was used: name, text, number of chunks and SHA-256.
     pub imatrix: Option<String>,
+    /// SHA-256 of the table of types by expert that was used.
+    pub expert_types: Option<String>,
 }
 
 impl FileFacts {
@@ -103,6 +102,7 @@ pub fn read(paths: &[PathBuf], quiet: bool) -> Result<Model, anyhow::Error> {
             bits_per_weight: bytes as f64 * 8.0 / n_weights.max(1) as f64,
             command: text(file.metadata(), provenance::COMMAND),
             imatrix: imatrix(file.metadata()),
+            expert_types: text(file.metadata(), provenance::EXPERT_TYPES),
         });
     }
     model.files.sort_by_key(FileFacts::size);
@@ -195,6 +195,9 @@ fn imatrix(metadata: &Metadata) -> Option<String> {
     if let Some(n) = metadata.u32("quantize.imatrix.chunks_count").ok().flatten() {
         said.push_str(&format!(", {n} chunks"));
     }
+    if let Some(hash) = text(metadata, provenance::IMATRIX) {
+        said.push_str(&format!(", SHA-256 {hash}"));
+    }
     Some(said)
 }
 
@@ -214,7 +217,8 @@ fn hashes(files: &[&Path], quiet: bool) -> Result<Vec<String>, anyhow::Error> {
             while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
                 progress.tensor(&format!("SHA-256 of {}", file_name(file)));
                 let at = files.iter().position(|f| *f == file).unwrap_or(0);
-                hashes.push((at, hash(file, &|n| progress.advance(n))));
+                let hash = provenance::sha256(file, &|n| progress.advance(n));
+                hashes.push((at, hash.with_context(|| format!("{}: cannot read", file.display()))));
             }
             hashes
         };
@@ -223,19 +227,6 @@ fn hashes(files: &[&Path], quiet: bool) -> Result<Vec<String>, anyhow::Error> {
     });
     found.sort_by_key(|(at, _)| *at);
     found.into_iter().map(|(_, hash)| hash).collect()
-}
-
-fn hash(path: &Path, advance: &dyn Fn(u64)) -> Result<String, anyhow::Error> {
-    let read = || format!("{}: cannot read", path.display());
-    let mut file = File::open(path).with_context(read)?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).with_context(read)? {
-            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => hasher.update(&buffer[..n]),
-        }
-        advance(buffer.len() as u64);
-    }
 }
 
 #[cfg(test)]

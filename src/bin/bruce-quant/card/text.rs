@@ -278,6 +278,12 @@ impl Card<'_> {
         for imatrix in imatrices {
             let _ = writeln!(text, "\nImportance matrix: {}.", plain(imatrix));
         }
+        let mut tables: Vec<&String> =
+            self.model.files.iter().filter_map(|f| f.expert_types.as_ref()).collect();
+        tables.dedup();
+        for table in tables {
+            let _ = writeln!(text, "\nTable of types by expert: SHA-256 {}.", plain(table));
+        }
         if let Some(fingerprint) = &self.model.fingerprint {
             let _ = writeln!(
                 text,
