@@ -1,16 +1,19 @@
 # Needs cargo, a C++ compiler and make; the real model of the demo and some tests also need python3 and, for the
 # comparison with llama.cpp, node. See tools/ for the scripts behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt lint models oracle bench bindings clean
+.PHONY: help demo test test-aarch64 fmt lint models oracle bench bindings clean
 
 help: ## Print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## Build, quantize two checkpoints and ask them something
 	@bash tools/demo.sh
 
 test: ## Run every check, as CI does
 	@bash tools/check.sh
+
+test-aarch64: ## Build for 64-bit Arm and compare under qemu (on Debian; slow, so not part of test)
+	@bash tools/check-aarch64.sh
 
 fmt: ## Format the sources
 	cargo fmt --all

@@ -2,8 +2,9 @@
 //!
 //! Environment:
 //! - `BRUCE_GGML_SOURCE`: a ggml checkout (with `include/` and `src/`) instead of the one that `vendor/ggml` pins.
-//! - `BRUCE_CPU`: the `-march` (x86) or `-mcpu` (Arm) the CPU backend is compiled for; when unset, x86-64-v3
-//!   where the building machine has it, else `native`.
+//! - `BRUCE_CPU`: what the CPU backend is compiled for, a `-march` (x86; Arm's architectures) or `-mcpu` (Arm's processors);
+//!   when unset, the common level of the architecture (`x86-64-v3`, `armv8.2-a+dotprod`) where the building machine has it
+//!   or builds for another architecture, else `native`.
 //! - `CUDA_HOME`, `BRUCE_CUDA_ARCH` (with the feature `cuda`): the toolkit, and `native` or architectures such as `86,90`.
 
 #[path = "build/cpu.rs"]

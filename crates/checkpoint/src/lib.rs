@@ -206,14 +206,15 @@ impl Checkpoint {
 
     /// Tells the system that this part of a weight will be read soon. Advice only.
     pub fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
+        let (file, offset) = (&self.shards[weight.shard].1, weight.offset + offset);
         #[cfg(target_os = "linux")]
-        let _ = rustix::fs::fadvise(
-            &self.shards[weight.shard].1,
-            weight.offset + offset,
-            std::num::NonZeroU64::new(len),
-            rustix::fs::Advice::WillNeed,
-        );
-        #[cfg(not(target_os = "linux"))]
-        let _ = (weight, offset, len);
+        let _ = {
+            let len = std::num::NonZeroU64::new(len);
+            rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed)
+        };
+        #[cfg(target_os = "macos")]
+        let _ = rustix::fs::fcntl_rdadvise(file, offset, len);
+        #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+        let _ = (file, offset, len);
     }
 }

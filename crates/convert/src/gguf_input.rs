@@ -246,7 +246,9 @@ impl Input for GgufModel {
 fn read_soon(file: &File, offset: u64, len: u64) {
     #[cfg(target_os = "linux")]
     let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_os = "macos")]
+    let _ = rustix::fs::fcntl_rdadvise(file, offset, len);
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
     let _ = (file, offset, len);
 }
 

@@ -123,7 +123,7 @@ struct ModelFile {
 impl ModelFile {
     fn open(path: &Path) -> io::Result<ModelFile> {
         let buffered = File::open(path)?;
-        Ok(ModelFile { direct: open_direct(path), buffered, refused: AtomicBool::new(false) })
+        Ok(ModelFile { direct: open_direct(path).ok(), buffered, refused: AtomicBool::new(false) })
     }
 }
 
@@ -144,15 +144,27 @@ impl ReadAt for ModelFile {
     }
 }
 
-#[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> Option<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_direct(_: &Path) -> Option<File> {
-    None
+/// A file whose reads leave the system's cache alone.
+///
+/// # Errors
+/// As the system has it, and [`io::ErrorKind::Unsupported`] where it knows nothing of the kind.
+pub fn open_direct(path: &Path) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)
+    }
+    #[cfg(target_os = "macos")]
+    {
+        let file = File::open(path)?;
+        rustix::fs::fcntl_nocache(&file, true)?;
+        Ok(file)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 #[cfg(unix)]

@@ -80,38 +80,52 @@ fn configure(source: &Source, build: &mut cc::Build) {
         .define("GGML_USE_CPU_REPACK", None);
 }
 
-/// The level of x86-64 with AVX2, FMA and F16C. ggml sums in another order with wider vectors, and has a layout and
-/// rounding of its own for AMX, so that machines would answer differently; at this level they answer alike.
-const COMMON_LEVEL: &str = "x86-64-v3";
+/// The level that machines of an architecture are compiled for where they have it.
+///
+/// On x86-64 it has AVX2, FMA and F16C: ggml sums in another order with wider vectors, and has a layout and rounding of its
+/// own for AMX. On AArch64 it has the dot products of Armv8.2 (Apple Silicon, Graviton 2, Raspberry Pi 5 and newer): with SVE
+/// and i8mm ggml sums in another order, and with half-precision arithmetic it adds up F16 in F16. So machines would answer
+/// differently; at this level they answer alike.
+fn common_level(target: &Target) -> Option<&'static str> {
+    match target.arch.as_str() {
+        "x86_64" => Some("x86-64-v3"),
+        "aarch64" => Some("armv8.2-a+dotprod"),
+        _ => None,
+    }
+}
 
-/// The `-march` or `-mcpu` the CPU backend is compiled for: the user's choice, else the common level of x86-64 where the
-/// building machine has it, else all that the building machine has.
+/// What the CPU backend is compiled for: the user's choice, else the common level where the building
+/// machine has it or is not the one that the programs run on, else all that the building machine has.
 pub fn level(target: &Target) -> String {
     if let Ok(level) = env::var("BRUCE_CPU") {
         return level;
     }
-    let common = format!("-march={COMMON_LEVEL}");
-    let has_common = target.arch == "x86_64"
-        && compiler_macros(&common).is_some_and(|wanted| {
-            let native = compiler_macros("-march=native").unwrap_or_default();
-            FEATURES.iter().all(|(name, _)| !defines(&wanted, name) || defines(&native, name))
-        });
-    if has_common { COMMON_LEVEL.to_owned() } else { "native".to_owned() }
+    let common = common_level(target).filter(|common| {
+        let Some(native) = compiler_macros(&flag(target, "native")) else {
+            return true; // a cross compiler, which knows no machine to compile for
+        };
+        let wanted = compiler_macros(&flag(target, common)).unwrap_or_default();
+        FEATURES.iter().all(|(name, _)| !defines(&wanted, name) || defines(&native, name))
+    });
+    common.unwrap_or("native").to_owned()
 }
 
-fn level_flag(target: &Target) -> String {
-    let option = if matches!(target.arch.as_str(), "x86_64" | "x86") { "march" } else { "mcpu" };
-    format!("-{option}={}", level(target))
+/// The compiler's option for a level: x86 names all with `-march`, others processors with `-mcpu`, and Arm architectures
+/// (`armv8.2-a+dotprod`) with `-march`.
+fn flag(target: &Target, level: &str) -> String {
+    let is_architecture = matches!(target.arch.as_str(), "x86_64" | "x86") || level.starts_with("armv");
+    let option = if is_architecture { "march" } else { "mcpu" };
+    format!("-{option}={level}")
 }
 
 /// Object files of the CPU backend for one level, and the CPU features they need (comma-separated, rustc's names).
 pub fn native(source: &Source, target: &Target) -> (Vec<PathBuf>, String) {
-    let flag = level_flag(target);
+    let flag = flag(target, &level(target));
     let objects = objects(source, target, &files(source, target), &|build| {
         configure(source, build);
         build.flag(&flag);
     });
-    (objects, needed_features(target, &flag))
+    (objects, needed_features(&flag))
 }
 
 /// Macros that stand for instruction sets, and rustc's names of these.
@@ -138,6 +152,19 @@ const FEATURES: &[(&str, &str)] = &[
     ("__AVX512VNNI__", "avx512vnni"),
     ("__AVX512BF16__", "avx512bf16"),
     ("__AVXVNNI__", "avxvnni"),
+    ("__ARM_FEATURE_ATOMICS", "lse"),
+    ("__ARM_FEATURE_BF16_VECTOR_ARITHMETIC", "bf16"),
+    ("__ARM_FEATURE_COMPLEX", "fcma"),
+    ("__ARM_FEATURE_CRC32", "crc"),
+    ("__ARM_FEATURE_DOTPROD", "dotprod"),
+    ("__ARM_FEATURE_FP16_FML", "fhm"),
+    ("__ARM_FEATURE_FP16_VECTOR_ARITHMETIC", "fp16"),
+    ("__ARM_FEATURE_FRINT", "frintts"),
+    ("__ARM_FEATURE_JCVT", "jsconv"),
+    ("__ARM_FEATURE_MATMUL_INT8", "i8mm"),
+    ("__ARM_FEATURE_QRDMX", "rdm"),
+    ("__ARM_FEATURE_SVE", "sve"),
+    ("__ARM_FEATURE_SVE2", "sve2"),
 ];
 
 fn defines(macros: &str, name: &str) -> bool {
@@ -154,10 +181,7 @@ fn compiler_macros(flag: &str) -> Option<String> {
 
 /// Asks the compiler which instruction sets the flag stands for, so that the program can check at its start that
 /// the CPU it runs on has them.
-fn needed_features(target: &Target, flag: &str) -> String {
-    if target.arch != "x86_64" {
-        return String::new(); // only x86 levels differ enough between machines of one operating system to matter
-    }
+fn needed_features(flag: &str) -> String {
     let macros = compiler_macros(flag).unwrap_or_default();
     let needed = FEATURES.iter().filter(|(name, _)| defines(&macros, name));
     needed.map(|(_, feature)| *feature).collect::<Vec<_>>().join(",")

@@ -44,7 +44,18 @@ fn has(feature: &str) -> bool {
     )
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn has(feature: &str) -> bool {
+    macro_rules! detect {
+        ($($name:tt),*) => { match feature { $($name => std::arch::is_aarch64_feature_detected!($name),)* _ => false } };
+    }
+    detect!(
+        "lse", "bf16", "fcma", "crc", "dotprod", "fhm", "fp16", "frintts", "jsconv", "i8mm", "rdm", "sve",
+        "sve2"
+    )
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn has(_: &str) -> bool {
     true
 }
@@ -57,12 +68,12 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn every_feature_the_build_may_ask_for_is_known() {
         // A name the table lacks counts as missing and would lock the program out of every machine.
         for name in ggml_sys::BUILD_CPU_FEATURES.split(',').filter(|n| !n.is_empty()) {
             assert!(super::has(name), "{name}");
         }
-        assert!(!super::has("avx1024"));
+        assert!(!super::has("no such feature"));
     }
 }

@@ -171,13 +171,15 @@ fn quantize_with<S: Simd>(simd: S, ty: TensorType, chunk: Chunk<'_>) -> Result<(
 
 /// The array of `f(0)`, `f(1)` and so on.
 ///
-/// Unlike the standard library's, it is sure to be inlined: kernels are compiled for their instruction set only as far as
-/// everything in them is.
+/// Unlike the standard library's, and the adapters of its iterators, it is sure to be inlined: kernels are compiled for their
+/// instruction set only as far as everything in them is.
 #[inline(always)]
 fn array<T: Copy, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
     let mut values = [f(0); N];
-    for (i, value) in values.iter_mut().enumerate().skip(1) {
-        *value = f(i);
+    let mut i = 1;
+    while i < N {
+        values[i] = f(i);
+        i += 1;
     }
     values
 }

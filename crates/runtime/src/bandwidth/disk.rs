@@ -1,5 +1,6 @@
 //! How fast a file is read past the page cache, with several reads under way.
 
+use expert_pool::open_direct;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -35,17 +36,6 @@ pub fn file_rate(path: &Path) -> io::Result<FileRate> {
         Ok(bytes_per_second) => Ok(FileRate { bytes_per_second, is_direct: true }),
         Err(_) => Ok(FileRate { bytes_per_second: rate(&File::open(path)?)?, is_direct: false }),
     }
-}
-
-#[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().read(true).custom_flags(libc::O_DIRECT).open(path)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_direct(_: &Path) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Bytes a second that several threads read from places all over the file.
