@@ -14,6 +14,8 @@
 
 mod layer;
 mod popularity;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};

@@ -12,6 +12,9 @@ use std::thread::JoinHandle;
 /// Bytes copied at once: enough to keep a bus busy, few enough for the program to end soon.
 const CHUNK: usize = 8 << 20;
 
+/// Takes bytes of an expert: which projection, where they begin there, and the bytes.
+type UseBytes<'a> = &'a mut dyn FnMut(usize, usize, &[u8]) -> ControlFlow<()>;
+
 /// Where the bytes of experts come from.
 #[derive(Clone)]
 pub(crate) enum Bytes {
@@ -30,13 +33,12 @@ impl Bytes {
         }
     }
 
-    /// Lends an expert's bytes to `use_bytes` in pieces, each with its projection (gate, up, down) and where it begins
-    /// there, until that breaks off.
+    /// Lends an expert's bytes (gate, up, down) to `use_bytes` in pieces, until that breaks off.
     fn lend(
         &self,
         slots: &LayerSlots,
         expert: u32,
-        use_bytes: &mut dyn FnMut(usize, usize, &[u8]) -> ControlFlow<()>,
+        use_bytes: UseBytes<'_>,
     ) -> Result<(), expert_pool::Error> {
         for (index, (source, projection)) in slots.sources(expert).iter().zip(Projection::ALL).enumerate() {
             match (self, slots.streamed) {
