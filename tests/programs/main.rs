@@ -23,6 +23,7 @@ mod readme;
 mod recipes;
 mod resume;
 mod sizes;
+mod streaming;
 mod support;
 mod tidy;
 mod types;

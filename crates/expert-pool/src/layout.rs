@@ -18,6 +18,22 @@ pub struct MatrixSource {
     pub n_rows: usize,
 }
 
+/// Which of an expert's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projection {
+    /// To hidden values, through SiLU.
+    Gate,
+    /// To hidden values.
+    Up,
+    /// Back from them.
+    Down,
+}
+
+impl Projection {
+    /// In the order in which they are multiplied with.
+    pub const ALL: [Projection; 3] = [Projection::Gate, Projection::Up, Projection::Down];
+}
+
 /// The experts of one layer, by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerSource {
@@ -85,6 +101,15 @@ pub(crate) struct Layer {
 impl Layer {
     pub fn n_expert(&self) -> usize {
         self.gate.len()
+    }
+
+    /// Number of the matrix of an expert.
+    pub fn matrix(&self, projection: Projection, expert: usize) -> usize {
+        match projection {
+            Projection::Gate => self.gate[expert],
+            Projection::Up => self.up[expert],
+            Projection::Down => self.down[expert],
+        }
     }
 }
 

@@ -18,6 +18,10 @@
 //! A batch of many tokens takes nearly all experts of every layer once, one layer after the other. What it has used will be
 //! needed again only after all other layers; so that makes room first, and readers run ahead of the computation by no more
 //! than a window.
+//!
+//! # Experts elsewhere
+//! Where a device computes some experts from copies of its own, the pool is [told](Pool::set_elsewhere): it reads nothing
+//! ahead of them, and what it has of them makes room first. [`Pool::read`] gives the bytes for such copies.
 #![warn(missing_docs)]
 
 mod buffer;
@@ -31,7 +35,7 @@ mod statistics;
 
 pub use error::Error;
 pub use file::{Files, ReadAt, open_direct};
-pub use layout::{LayerSource, MatrixSource};
+pub use layout::{LayerSource, MatrixSource, Projection};
 pub use pass::{Group, Pass};
 pub use pool::{Lease, Options, Pool, Turn};
 pub use statistics::Statistics;

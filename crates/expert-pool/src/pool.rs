@@ -3,10 +3,11 @@
 use crate::Error;
 use crate::buffer::{self, Bytes, PAGE};
 use crate::file::Files;
-use crate::layout::{LayerSource, Layout};
+use crate::layout::{LayerSource, Layout, Projection};
 use crate::pass::Pass;
 use crate::state::{Job, Request, State};
 use crate::statistics::Statistics;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -144,6 +145,68 @@ impl Pool {
         }
     }
 
+    /// Says which experts of a layer somebody else computes: true for those. Nothing of them is read before it is asked
+    /// for, and what is in memory of them makes room first.
+    ///
+    /// # Panics
+    /// When the layer has another number of experts.
+    pub fn set_elsewhere(&self, layer: usize, experts: &[bool]) {
+        self.shared.lock().set_elsewhere(layer, experts);
+    }
+
+    /// Lends the bytes of an expert's matrix to `use_bytes`, tile by tile with the offset in the matrix of each, until
+    /// that breaks off. What is in memory comes from there, the rest from the file; nothing changes in the pool. It may be
+    /// called beside a computation.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Truncated`], [`Error::Memory`].
+    pub fn read(
+        &self,
+        layer: usize,
+        projection: Projection,
+        expert: usize,
+        use_bytes: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let layout = &self.shared.layout;
+        let matrix = &layout.matrices[layout.layers[layer].matrix(projection, expert)];
+        // The first tile of a matrix is the largest.
+        let size_bytes = layout.tiles[matrix.tiles.start].capacity();
+        let mut memory =
+            buffer::allocate(size_bytes).map_err(|source| Error::Memory { size_bytes, source })?;
+        let mut at = 0;
+        for tile in matrix.tiles.clone() {
+            let place = &layout.tiles[tile];
+            let held = self.shared.lock().held(tile);
+            let done = match held {
+                Some(bytes) => {
+                    let done = use_bytes(at, bytes.get());
+                    drop(bytes);
+                    // Meanwhile it could not make room.
+                    self.shared.work.notify_all();
+                    done
+                }
+                None => {
+                    self.read_beside(tile, &mut memory)?;
+                    use_bytes(at, &memory[place.skip..place.skip + place.len])
+                }
+            };
+            if done.is_break() {
+                break;
+            }
+            at += place.len;
+        }
+        Ok(())
+    }
+
+    /// Reads a tile that does not go into the pool.
+    fn read_beside(&self, tile: usize, memory: &mut [u8]) -> Result<(), Error> {
+        self.shared.lock().reading.enter();
+        let done = read_tile(&self.shared, tile, memory);
+        let mut state = self.shared.lock();
+        state.reading.leave();
+        done.map(|n_bytes| state.note_read(n_bytes))
+    }
+
     /// What happened so far.
     pub fn statistics(&self) -> Statistics {
         self.shared.lock().statistics()
@@ -258,9 +321,15 @@ fn fetch(shared: &Shared, job: Job) -> (Option<memmap2::MmapMut>, Result<usize, 
         Ok(memory) => memory,
         Err(error) => return (None, Err(error)),
     };
-    let place = &shared.layout.tiles[job.tile];
+    let done = read_tile(shared, job.tile, &mut memory);
+    (Some(memory), done)
+}
+
+/// Fills the beginning of `memory` with the pages that a tile lies in, and says how many bytes that are.
+fn read_tile(shared: &Shared, tile: usize, memory: &mut [u8]) -> Result<usize, Error> {
+    let place = &shared.layout.tiles[tile];
     let n_bytes = place.needed().next_multiple_of(PAGE);
     let name = &shared.layout.matrices[place.matrix].name;
-    let done = shared.files.read(place.file, place.start, place.needed(), &mut memory[..n_bytes], name);
-    (Some(memory), done.map(|()| n_bytes))
+    shared.files.read(place.file, place.start, place.needed(), &mut memory[..n_bytes], name)?;
+    Ok(n_bytes)
 }

@@ -80,6 +80,8 @@ pub(crate) struct State {
     n_ready: Vec<u32>,
     /// Share of the tokens that took each expert lately, 0 to 1.
     scores: Vec<f32>,
+    /// As the scores: experts that somebody else computes.
+    elsewhere: Vec<bool>,
     budget_bytes: usize,
     /// Bytes of all buffers, free ones included.
     used_bytes: usize,
@@ -121,6 +123,7 @@ impl State {
             slots: std::iter::repeat_with(slot).take(layout.tiles.len()).collect(),
             n_ready: vec![0; layout.matrices.len()],
             scores: vec![0.0; layout.n_scores],
+            elsewhere: vec![false; layout.n_scores],
             budget_bytes,
             used_bytes: 0,
             free: Vec::new(),
@@ -289,6 +292,8 @@ impl State {
         let Some(layer) = layout.layers.get(next).filter(|_| next != request.layer) else { return };
         let experts: Vec<usize> =
             if self.is_sweep { (0..layer.n_expert()).collect() } else { request.next.to_vec() };
+        let is_ours = |expert: &usize| !self.elsewhere[layer.first_score + expert];
+        let experts: Vec<usize> = experts.into_iter().filter(is_ours).collect();
         let tiles = |matrix: usize| layout.matrices[matrix].tiles.clone();
         for &expert in &experts {
             let pairs = tiles(layer.gate[expert]).zip(tiles(layer.up[expert]));
@@ -302,16 +307,36 @@ impl State {
         }
     }
 
-    /// The tiles of a group, once all are in memory.
-    pub fn take(&self, pass: &Pass, group: usize) -> Option<Vec<Arc<Bytes>>> {
-        let ready = |tile: &usize| match &self.slots[*tile].data {
+    /// As [`Pool::set_elsewhere`](crate::Pool::set_elsewhere).
+    pub fn set_elsewhere(&mut self, layer: usize, experts: &[bool]) {
+        let layer = &self.layout.layers[layer];
+        assert_eq!(experts.len(), layer.n_expert());
+        self.elsewhere[layer.first_score..layer.first_score + experts.len()].copy_from_slice(experts);
+    }
+
+    /// A tile, where it is in memory.
+    pub fn held(&self, tile: usize) -> Option<Arc<Bytes>> {
+        match &self.slots[tile].data {
             Data::Ready(bytes) => Some(Arc::clone(bytes)),
             Data::Absent | Data::Reading => None,
-        };
+        }
+    }
+
+    /// Notes bytes that were read beside the pool.
+    pub fn note_read(&mut self, n_bytes: usize) {
+        self.read_bytes += n_bytes as u64;
+    }
+
+    fn is_elsewhere(&self, tile: usize) -> bool {
+        self.elsewhere[self.layout.matrices[self.layout.tiles[tile].matrix].score]
+    }
+
+    /// The tiles of a group, once all are in memory.
+    pub fn take(&self, pass: &Pass, group: usize) -> Option<Vec<Arc<Bytes>>> {
         // No copies before it is sure that all are there: a tile that somebody holds makes no room.
         let tiles = &pass.groups[group].tiles;
         let all = tiles.iter().all(|tile| matches!(self.slots[*tile].data, Data::Ready(_)));
-        all.then(|| tiles.iter().filter_map(ready).collect())
+        all.then(|| tiles.iter().filter_map(|tile| self.held(*tile)).collect())
     }
 
     /// Notes that a group is used up.
@@ -359,7 +384,7 @@ impl State {
                 break;
             }
             self.fill_cursor = Some(tile + 1);
-            if absent(&self.slots[tile]) {
+            if absent(&self.slots[tile]) && !self.is_elsewhere(tile) {
                 self.used_bytes += capacity;
                 self.slots[tile].data = Data::Reading;
                 return Some(Job { tile, memory: Err(capacity), discarded: Vec::new() });
@@ -423,6 +448,7 @@ impl State {
                     (_, wanted) if wanted != NONE => continue,
                     (Need::Wanted(_), _) if slot.hinted => (3, worth),
                     (Need::Hinted, _) if slot.hinted => continue,
+                    _ if self.elsewhere[matrix.score] => (0, -1.0),
                     _ if was_swept && slot.fresh => (0, worth),
                     _ if !may_disturb => continue,
                     _ if was_swept => (1, worth),

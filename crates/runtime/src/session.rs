@@ -270,10 +270,10 @@ impl Session {
             }
         };
         let model = Arc::clone(&self.model);
+        // Whoever waits for another session's turn must not keep experts from moving meanwhile.
+        let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
         let slots = model.slots().map(|slots| (slots, slots.begin()));
         self.fill_inputs(&current, tokens);
-        let model = Arc::clone(&self.model);
-        let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
         let done = match observer {
             None => self.scheduler.compute(&current.graph),
             Some(observer) => {
@@ -455,7 +455,7 @@ impl Session {
 /// Batches from which on devices compute with weights that lie on the host; ggml's own bound.
 const MIN_OFFLOAD_TOKENS: usize = 32;
 
-/// The kernels for a batch: devices can't take over what ours compute.
+/// The kernels for a batch: devices can't take over what ours compute. (Streamed experts are ours to compute in any case.)
 fn kernels(model: &Model, options: &SessionOptions, n_tokens: usize) -> Kernels {
     if is_offloaded(model, options, n_tokens) { Kernels::Ggml } else { model.kernels() }
 }
@@ -466,9 +466,10 @@ fn is_offloaded(model: &Model, options: &SessionOptions, n_tokens: usize) -> boo
 }
 
 /// Whether experts in slots are computed there. In large batches nearly every expert is asked for, and what devices take
-/// over is copied to them in any case.
+/// over is copied to them in any case; streamed experts are not taken over.
 fn by_slots(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
-    model.slots().is_some() && !is_offloaded(model, options, n_tokens)
+    let is_streamed = model.expert_pool().is_some();
+    model.slots().is_some() && (is_streamed || !is_offloaded(model, options, n_tokens))
 }
 
 /// Copies the input of a matrix product to the host and shows it.

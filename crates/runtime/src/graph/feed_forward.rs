@@ -8,7 +8,8 @@ use crate::model::{ExpertBank, FeedForward};
 use ggml::{Graph, Tensor};
 use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
-/// `x: [n_embd, n_tokens]` to the same shape. `stream` is where the experts come from when they are not in memory.
+/// `x: [n_embd, n_tokens]` to the same shape. `stream` is where the experts come from when they are not in memory; they are
+/// then computed by kernels of ours, whichever compute the rest.
 pub(super) fn feed_forward(
     g: &Graph,
     kernels: Kernels,
@@ -34,10 +35,11 @@ pub(super) fn feed_forward(
             if let Some(slots) = slots {
                 let ids = watch.choices.keep(g, &chosen.ids);
                 if watch.choices.by_slots {
-                    return slots::experts(g, kernels, banks, slots, x, &Chosen { ids, ..chosen });
+                    let chosen = Chosen { ids, ..chosen };
+                    return slots::experts(g, kernels, banks, slots, x, &chosen, stream);
                 }
             }
-            if kernels == Kernels::Bruce
+            if (kernels == Kernels::Bruce || stream.is_some())
                 && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, None, stream)
             {
                 return out;

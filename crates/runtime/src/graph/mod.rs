@@ -165,12 +165,17 @@ const MAX_GUESSED_TOKENS: usize = 32;
 /// Where the experts of the layer numbered `index` come from, when they are streamed.
 fn stream(g: &Graph, model: &Model, kernels: Kernels, index: usize, residual: &Tensor) -> Option<Stream> {
     let layers = &model.weights().layers;
-    let FeedForward::Experts { router, streamed, .. } = &layers[index].ffn else { return None };
-    let (pool, layer) = (Arc::clone(model.expert_pool()?), (*streamed)?);
+    let streamed = |layer: &Layer| match &layer.ffn {
+        FeedForward::Experts { streamed, .. } => *streamed,
+        FeedForward::Dense { .. } => None,
+    };
+    let (pool, layer) = (Arc::clone(model.expert_pool()?), streamed(&layers[index])?);
+    let anchor = model.weights().anchor.clone()?;
     let (eps, n_used) = (model.hparams().rms_eps, model.n_expert_used() as usize);
-    let next: Option<&Layer> = layers.get(index + 1).filter(|_| residual.ne()[1] < MAX_GUESSED_TOKENS);
+    let next = layers.get(index + 1).filter(|next| streamed(next).is_some());
+    let next = next.filter(|_| residual.ne()[1] < MAX_GUESSED_TOKENS);
     let early = next.and_then(|next| routing::guess(g, kernels, next, residual, eps, n_used));
-    Some(Stream { pool, layer, anchor: router.clone(), early })
+    Some(Stream { pool, layer, anchor, early })
 }
 
 fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

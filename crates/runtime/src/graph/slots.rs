@@ -7,8 +7,8 @@
 //! So the order of nodes decides whether both work at once:
 //!
 //! 1. device: attention, router, the choice of experts;
-//! 2. CPU: a small piece that reads the activations, the choice and its weights, everything the CPU will want of the
-//!    device. Here the CPU waits, when the device has nothing else to do;
+//! 2. CPU: a small piece that reads the activations, the choice and its weights (and where experts are streamed, what the
+//!    next layer will likely choose), everything the CPU will want of the device. Here the CPU waits, when the device has nothing else to do;
 //! 3. device: the products with experts in slots. All of its operands are on the device: launched at once;
 //! 4. CPU: the products with the missing experts, from copies made in 2. What it reads of the device is the table of
 //!    missing experts only. A graph's input is copied without waiting for what the device computes, and such the table
@@ -22,7 +22,7 @@
 //! choice, which takes longer, as the device reads its memory faster by more than the number of choices.
 
 use super::feed_forward::{Chosen, by_choice, project, sum_of_used};
-use crate::kernels::{self, Beside, Kernels};
+use crate::kernels::{self, Beside, Kernels, Stream};
 use crate::model::ExpertBank;
 use crate::slots::LayerSlots;
 use ggml::{Graph, Tensor};
@@ -51,7 +51,7 @@ impl Choices {
 
 /// The experts' part of a feed-forward network, `x: [n_embd, n_tokens]` to the same shape.
 ///
-/// With our kernels the sum over experts in slots and that over the others are added. With ggml's, which can't leave
+/// With our kernels, which alone read from a `stream`, the sum over experts in slots and that over the others are added. With ggml's, which can't leave
 /// experts out, the host computes every choice, in the way and the order of a model without slots: not faster, but for
 /// single tokens equal bits where the device's arithmetic is the host's. (In batches ggml chooses a kernel for each expert
 /// by how many rows it multiplies, and choices of others count among these.)
@@ -62,6 +62,7 @@ pub(super) fn experts(
     slots: &LayerSlots,
     x: &Tensor,
     chosen: &Chosen,
+    stream: Option<&Stream>,
 ) -> Tensor {
     let mut hits = None;
     let mut launch = || {
@@ -70,13 +71,14 @@ pub(super) fn experts(
         g.expand(&sum);
         hits = Some(sum);
     };
-    if kernels == Kernels::Bruce {
+    if kernels == Kernels::Bruce || stream.is_some() {
         let beside = Beside { missing: &slots.missing, launch: &mut launch };
-        let misses = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, Some(beside), None);
+        let misses = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, Some(beside), stream);
         if let (Some(hits), Some(misses)) = (hits, misses) {
             return g.add(&hits, &misses);
         }
     }
+    assert!(stream.is_none(), "types were checked when the model was loaded");
     let [gate, up, down] = banks;
     let rows = by_choice(g, x);
     let hidden = g.swiglu(&project(g, gate, &rows, &chosen.ids), &project(g, up, &rows, &chosen.ids));

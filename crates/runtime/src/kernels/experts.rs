@@ -16,19 +16,22 @@ use std::sync::Arc;
 pub(super) struct Bank {
     /// By number of the expert: its matrix, and which operand of the node it takes.
     pub experts: Vec<(Matrix, usize)>,
-    /// Which activations the node needs, in the order of its operands.
-    kinds: Vec<ActivationKind>,
 }
 
 impl Bank {
-    /// None where an expert's weights are not [`served`]. Those that are `streamed` have no place.
-    fn new(bank: &ExpertBank, first_operand: usize, streamed: bool) -> Option<Bank> {
+    /// None where an expert's weights are not [`served`]. Those that are `streamed` have no place. `kinds` are the
+    /// activations that the node has for operands, from `first_operand` on; those that are missing are added.
+    fn new(
+        bank: &ExpertBank,
+        first_operand: usize,
+        kinds: &mut Vec<ActivationKind>,
+        streamed: bool,
+    ) -> Option<Bank> {
         if !streamed && !bank.groups.iter().all(|group| served(&group.weights)) {
             return None;
         }
         let n_expert = bank.groups.iter().map(|group| group.weights.ne()[2]).sum();
         let mut experts: Vec<Option<(Matrix, usize)>> = vec![None; n_expert];
-        let mut kinds = Vec::new();
         for group in &bank.groups {
             for index in 0..group.weights.ne()[2] {
                 let matrix = Matrix::somewhere(&group.weights, index);
@@ -41,7 +44,7 @@ impl Bank {
                 *experts.get_mut(expert)? = Some((matrix, first_operand + operand));
             }
         }
-        Some(Bank { experts: experts.into_iter().collect::<Option<_>>()?, kinds })
+        Some(Bank { experts: experts.into_iter().collect::<Option<_>>()? })
     }
 
     fn anchor(&self) -> &Tensor {
@@ -59,13 +62,14 @@ impl Bank {
 }
 
 /// The experts that are computed here, where others are computed elsewhere.
-struct Ours {
+#[derive(Clone, Copy)]
+pub(super) struct Ours {
     /// Operand with a number for each expert, 0 for those of others; `None` where all are ours.
     table: Option<usize>,
 }
 
 impl Ours {
-    fn with<'a>(&self, sources: &'a Sources<'_>) -> impl Fn(usize) -> bool + 'a {
+    pub fn with<'a>(&self, sources: &'a Sources<'_>) -> impl Fn(usize) -> bool + 'a {
         let table: Option<&[f32]> = self.table.map(|operand| sources.values(operand));
         move |expert| table.is_none_or(|table| table[expert] != 0.0)
     }
@@ -80,8 +84,7 @@ pub(crate) struct Beside<'a> {
 }
 
 /// Hidden rows `[n_ff, n_choices]` in the order of the grouping: silu(gate) * up. Operands: ids, then the activations
-/// that the gates take, then those of the ups; a single row of activations is that of every choice. Zero for the experts
-/// of others.
+/// that gates and ups take; a single row of activations is that of every choice. Zero for the experts of others.
 struct GateUp {
     gate: Bank,
     up: Bank,
@@ -207,46 +210,42 @@ pub(crate) fn experts(
     stream: Option<&Stream>,
 ) -> Option<Tensor> {
     let [n_embd, n_tokens, ..] = x.ne();
-    let gate = Bank::new(banks[0], 1, stream.is_some())?;
-    let up = Bank::new(banks[1], 1 + gate.kinds.len(), stream.is_some())?;
-    let down = Bank::new(banks[2], 2, stream.is_some())?;
+    let (mut kinds, mut downs) = (Vec::new(), Vec::new());
+    let gate = Bank::new(banks[0], 1, &mut kinds, stream.is_some())?;
+    let up = Bank::new(banks[1], 1, &mut kinds, stream.is_some())?;
+    let down = Bank::new(banks[2], 2, &mut downs, stream.is_some())?;
     let (n_expert, n_ff) = (gate.experts.len(), gate.n_rows());
     let anchor = stream.map_or_else(|| gate.anchor().clone(), |stream| stream.anchor.clone());
     let ids = &g.contiguous(ids);
 
-    let along: &[&Tensor] = if beside.is_some() { &[ids, weights] } else { &[] };
-    let mut made: Vec<(ActivationKind, Tensor)> = Vec::new();
+    let early = stream.and_then(|stream| stream.early.as_ref());
+    let mut along: Vec<&Tensor> = if beside.is_some() { vec![ids, weights] } else { Vec::new() };
+    along.extend(early);
     let mut operands = vec![ids.clone()];
-    for kind in gate.kinds.iter().chain(&up.kinds) {
-        let known = made.iter().find(|(known, _)| known == kind).map(|(_, rows)| rows.clone());
-        operands.push(known.unwrap_or_else(|| {
-            let rows = if n_tokens == 1 {
-                quantized_along(g, x, *kind, &anchor, along)
-            } else {
-                quantized_by_expert(g, x, ids, n_expert, *kind, &anchor, along)
-            };
-            made.push((*kind, rows.clone()));
-            rows
-        }));
-    }
-    let early = stream.and_then(|stream| stream.early.clone()).map(|early| {
-        operands.push(early);
-        operands.len() - 1
-    });
-    operands.push(anchor.clone());
+    operands.extend(kinds.iter().map(|kind| {
+        if n_tokens == 1 {
+            quantized_along(g, x, *kind, &anchor, &along)
+        } else {
+            quantized_by_expert(g, x, ids, n_expert, *kind, &anchor, &along)
+        }
+    }));
     let missing = beside.map(|beside| {
-        made.iter().for_each(|(_, rows)| g.expand(rows));
+        operands[1..].iter().for_each(|rows| g.expand(rows));
         (beside.launch)();
         beside.missing.clone()
     });
-    let downs = down.kinds.clone();
+    let early = early.map(|early| {
+        operands.push(early.clone());
+        operands.len() - 1
+    });
+    operands.push(anchor.clone());
     let ours = |n_operands: usize| Ours { table: missing.as_ref().map(|_| n_operands) };
+    let ours = [ours(operands.len()), ours(3 + downs.len())];
     let (gate_up, down): (Arc<dyn TileKernel>, Arc<dyn TileKernel>) = match stream {
-        Some(stream) => streamed::kernels(stream, gate, up, down, n_tokens, early),
+        Some(stream) => streamed::kernels(stream, [gate, up, down], n_tokens, early, ours),
         None => {
-            let n_down = 3 + downs.len();
-            let gate_up = GateUp { gate, up, ours: ours(operands.len()) };
-            (Arc::new(gate_up), Arc::new(Down { down, ours: ours(n_down) }))
+            let [of_hidden, of_down] = ours;
+            (Arc::new(GateUp { gate, up, ours: of_hidden }), Arc::new(Down { down, ours: of_down }))
         }
     };
     operands.extend(missing.clone());

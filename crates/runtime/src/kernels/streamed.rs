@@ -3,8 +3,10 @@
 //! As in `experts`, but tiles come from an [`expert_pool::Pool`], in the order in which they arrive. Which piece of work
 //! comes first changes no result: each is a dot product of two rows, and a token's experts are added up within one piece.
 //! Where tiles won't come, results are zeros, and the session asks the pool why.
+//!
+//! Experts that a device computes are left out, and nothing of them is read.
 
-use super::experts::{Bank, add_results, of_choices};
+use super::experts::{Bank, Ours, add_results, of_choices};
 use super::grouping::Grouping;
 use super::projection::with_scratch;
 use super::silu::silu_product;
@@ -25,21 +27,23 @@ pub(crate) struct Stream {
     pub early: Option<Tensor>,
 }
 
-/// Kernels for gate and up and for down, for a batch of `n_tokens`; `early` is the operand of the first that tells what the next layer will take.
+/// Kernels for gate and up and for down, for a batch of `n_tokens`; `early` is the operand of the first that tells what the
+/// next layer will take, `ours` what tells either which experts it computes.
 pub(super) fn kernels(
     stream: &Stream,
-    gate: Bank,
-    up: Bank,
-    down: Bank,
+    [gate, up, down]: [Bank; 3],
     n_tokens: usize,
     early: Option<usize>,
+    ours: [Ours; 2],
 ) -> (Arc<dyn TileKernel>, Arc<dyn TileKernel>) {
     // Tiles of the pool are whole multiples of any of these.
     let power = |rows: usize| if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 };
     let gates = gate.tile_rows(n_tokens).min(up.tile_rows(n_tokens));
     let steps = [power(gates), power(down.tile_rows(n_tokens))];
     let entry = Entry { pool: Arc::clone(&stream.pool), layer: stream.layer, steps };
-    (Arc::new(GateUp { entry: entry.clone(), gate, up, early }), Arc::new(Down { entry, down }))
+    let [of_hidden, of_down] = ours;
+    let gate_up = GateUp { entry: entry.clone(), gate, up, early, ours: of_hidden };
+    (Arc::new(gate_up), Arc::new(Down { entry, down, ours: of_down }))
 }
 
 #[derive(Clone)]
@@ -51,12 +55,17 @@ struct Entry {
 }
 
 impl Entry {
-    fn enter(&self, grouping: &Grouping, n_used: usize, next: &[usize]) -> Arc<Pass> {
-        let taken: Vec<(usize, usize)> =
-            grouping.active.iter().map(|e| (*e as usize, grouping.of(*e as usize).len())).collect();
+    /// The work on these experts of the grouping.
+    fn enter(&self, grouping: &Grouping, experts: &[usize], n_used: usize, next: &[usize]) -> Arc<Pass> {
+        let taken: Vec<(usize, usize)> = experts.iter().map(|e| (*e, grouping.of(*e).len())).collect();
         let n_tokens = grouping.choices.len() / n_used.max(1);
         self.pool.enter(self.layer, &taken, n_tokens, self.steps, next)
     }
+}
+
+/// Experts that are chosen and computed here, and those that are computed elsewhere.
+fn parted(grouping: &Grouping, is_ours: impl Fn(usize) -> bool) -> (Vec<usize>, Vec<usize>) {
+    grouping.active.iter().map(|expert| *expert as usize).partition(|expert| is_ours(*expert))
 }
 
 /// The lease that a thread holds, for one piece of work after the other of the same group.
@@ -98,6 +107,7 @@ struct GateUp {
     gate: Bank,
     up: Bank,
     early: Option<usize>,
+    ours: Ours,
 }
 
 impl TileKernel for GateUp {
@@ -111,12 +121,21 @@ impl TileKernel for GateUp {
             }
         }
         Grouping::with(sources.values(0), self.gate.experts.len(), |grouping| {
-            let pass = self.entry.enter(grouping, sources.ne(0)[0], &next);
+            let (ours, others) = parted(grouping, self.ours.with(sources));
+            let pass = self.entry.enter(grouping, &ours, sources.ne(0)[0], &next);
             let mut held = Held { pool: &self.entry.pool, pass: &pass, lease: None };
             let groups = pass.gate_up();
             let n_pieces = groups.len() * (pass.gate_up_rows() / step);
             with_scratch(|scratch| {
-                while let Some(index) = tiles.take(n_pieces) {
+                while let Some(index) = tiles.take(n_pieces + others.len()) {
+                    if index >= n_pieces {
+                        // The rows are quantized next, whoever computes them.
+                        let zeros = scratch.at_least(n_ff);
+                        zeros.fill(0.0);
+                        let choices = grouping.of(others[index - n_pieces]);
+                        choices.for_each(|place| output.write(place * n_ff, zeros));
+                        continue;
+                    }
                     let Some((number, rows)) = piece(index, groups, pass.gate_up_rows(), step) else {
                         continue;
                     };
@@ -151,6 +170,7 @@ impl TileKernel for GateUp {
 struct Down {
     entry: Entry,
     down: Bank,
+    ours: Ours,
 }
 
 impl TileKernel for Down {
@@ -160,11 +180,12 @@ impl TileKernel for Down {
         let [n_used, n_tokens, ..] = sources.ne(0);
         let weights: &[f32] = sources.values(1);
         Grouping::with(sources.values(0), self.down.experts.len(), |grouping| {
-            let pass = self.entry.enter(grouping, n_used, &[]);
+            let (ours, _) = parted(grouping, self.ours.with(sources));
+            let pass = self.entry.enter(grouping, &ours, n_used, &[]);
             let mut held = Held { pool: &self.entry.pool, pass: &pass, lease: None };
             let groups = pass.down();
             let n_pieces = groups.len() * (pass.down_rows() / step);
-            let most = grouping.active.iter().map(|e| grouping.of(*e as usize).len()).max().unwrap_or(0);
+            let most = ours.iter().map(|e| grouping.of(*e).len()).max().unwrap_or(0);
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(n_pieces) {
                     let Some((number, rows)) = piece(index, groups, pass.down_rows(), step) else {
@@ -175,10 +196,12 @@ impl TileKernel for Down {
                     let scratch = scratch.at_least(n_sums + most * n_rows);
                     let (sums, results) = scratch.split_at_mut(n_sums);
                     sums.fill(0.0);
-                    if let Some(lease) = held.get(pass.gate_up().len() + number) {
-                        for (tile, expert) in grouping.active.iter().enumerate() {
-                            let choices = grouping.of(*expert as usize);
-                            let (matrix, operand) = &self.down.experts[*expert as usize];
+                    if !ours.is_empty()
+                        && let Some(lease) = held.get(pass.gate_up().len() + number)
+                    {
+                        for (tile, expert) in ours.iter().enumerate() {
+                            let choices = grouping.of(*expert);
+                            let (matrix, operand) = &self.down.experts[*expert];
                             let first = groups[number].rows.start;
                             let bytes = matrix.rows_of_tile(lease.tile(tile), first, &rows);
                             let row_bytes = sources.ne(*operand)[0];

@@ -59,7 +59,7 @@ pub(super) struct Binder<'a> {
     pub(super) gguf: &'a Gguf,
     pub(super) hparams: &'a HyperParams,
     pub(super) placement: &'a Placement,
-    options: &'a ModelOptions,
+    pub(super) options: &'a ModelOptions,
     pub(super) context: Context,
     pub pending: Vec<Pending<'a>>,
     pub tables: Vec<Table>,
@@ -79,7 +79,7 @@ impl<'a> Binder<'a> {
         // Every tensor of the file at most twice (tried contiguous, then strided) and two tables per expert group.
         // Slots: three tensors and two tables for each group, of which there are no more than experts, and one table.
         let slots = hparams.n_layer as usize * (5 * hparams.n_expert as usize + 1);
-        let context = Context::new(4 * gguf.tensors().len() + slots + 8);
+        let context = Context::new(4 * gguf.tensors().len() + slots + 9);
         let (pending, tables, slots, streamed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Binder { gguf, hparams, placement, options, context, pending, tables, slots, streamed }
     }
@@ -92,7 +92,8 @@ impl<'a> Binder<'a> {
         let rope_freqs = TensorId::global(TensorRole::RopeFreqs);
         let rope_freqs = self.find(&rope_freqs).is_some().then(|| self.vector(rope_freqs)).transpose()?;
         let layers = (0..self.hparams.n_layer).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
-        Ok(Weights { token_embd, output_norm, output, rope_freqs, layers })
+        let anchor = (!self.streamed.is_empty()).then(|| self.anchor());
+        Ok(Weights { token_embd, output_norm, output, rope_freqs, anchor, layers })
     }
 
     /// The output matrix; where the file has none, the token embeddings serve, in a copy of their own if the output is
@@ -112,6 +113,13 @@ impl<'a> Binder<'a> {
         Ok(token_embd.clone())
     }
 
+    /// A number in host memory.
+    fn anchor(&mut self) -> Tensor {
+        let anchor = self.context.tensor("experts.anchor", Type::F32, &[1]);
+        self.tables.push(Table::Floats(anchor.clone(), vec![0.0]));
+        anchor
+    }
+
     fn layer(&mut self, layer: u32) -> Result<Layer, Error> {
         use TensorRole::*;
         let id = |role| TensorId::in_layer(role, layer);
@@ -124,14 +132,16 @@ impl<'a> Binder<'a> {
             ffn_norm: self.vector(id(FfnNorm))?,
             ffn: if self.hparams.is_moe() {
                 let router = self.matrix(id(FfnGateInp), Use::Multiply)?;
-                let (gate, gates) = self.experts(FfnGate, layer)?;
-                let (up, ups) = self.experts(FfnUp, layer)?;
-                let (down, downs) = self.experts(FfnDown, layer)?;
-                let streamed = self.is_streamed().then(|| {
+                let is_streamed = self.streams(layer)?;
+                let (gate, gates) = self.experts(FfnGate, layer, is_streamed)?;
+                let (up, ups) = self.experts(FfnUp, layer, is_streamed)?;
+                let (down, downs) = self.experts(FfnDown, layer, is_streamed)?;
+                let streamed = is_streamed.then(|| {
                     self.streamed.push(LayerSource { gate: gates, up: ups, down: downs });
                     self.streamed.len() - 1
                 });
-                FeedForward::Experts { router, gate, up, down, slots: self.layer_slots(layer)?, streamed }
+                let slots = self.layer_slots(layer, streamed)?;
+                FeedForward::Experts { router, gate, up, down, slots, streamed }
             } else {
                 FeedForward::Dense {
                     gate: self.linear(id(FfnGate))?,
@@ -167,12 +177,17 @@ impl<'a> Binder<'a> {
 
     /// One projection of all experts: the stacked tensor where the file has it, else each expert's own. And where they lie
     /// in the file, when they are streamed.
-    fn experts(&mut self, role: TensorRole, layer: u32) -> Result<(ExpertBank, Vec<MatrixSource>), Error> {
+    fn experts(
+        &mut self,
+        role: TensorRole,
+        layer: u32,
+        is_streamed: bool,
+    ) -> Result<(ExpertBank, Vec<MatrixSource>), Error> {
         let n_expert = self.hparams.n_expert;
         let stacked = TensorId::in_layer(role.stacked().expect("a feed-forward projection"), layer);
         let first = TensorId::of_expert(role, layer, 0);
         if self.find(&stacked).is_some() || self.find(&first).is_none() {
-            let (weights, sources) = if self.is_streamed() {
+            let (weights, sources) = if is_streamed {
                 let info = self.checked(&stacked)?;
                 self.check_streamable(info)?;
                 let handle = self.context.tensor(&info.name, Type::from_id(info.ty.id())?, &extents(info));
@@ -206,7 +221,7 @@ impl<'a> Binder<'a> {
         let groups =
             groups.into_iter().zip(of_group).enumerate().map(|(number, ((_, place, members), infos))| {
                 let name = format!("blk.{layer}.{}.group{number}", role.base_name());
-                if self.is_streamed() {
+                if is_streamed {
                     self.check_streamable(infos[0])?;
                     let mut ne = extents(infos[0]);
                     ne.push(infos.len());
@@ -218,12 +233,8 @@ impl<'a> Binder<'a> {
                 Ok(ExpertGroup { weights, members, route })
             });
         let groups = groups.collect::<Result<_, Error>>()?;
-        let sources = if self.is_streamed() { stream::sources(&all, 1) } else { Vec::new() };
+        let sources = if is_streamed { stream::sources(&all, 1) } else { Vec::new() };
         Ok((ExpertBank { groups }, sources))
-    }
-
-    fn is_streamed(&self) -> bool {
-        self.options.expert_pool_bytes.is_some()
     }
 
     fn check_streamable(&self, info: &TensorInfo) -> Result<(), Error> {

@@ -47,9 +47,11 @@ pub(super) fn load(
             None => sizes.push((pending.place, bytes)),
         }
     }
-    let dense_bytes = sizes.iter().map(|(_, bytes)| bytes).sum();
+    let on_host = sizes.iter().filter(|(place, _)| *place == BufferType::cpu());
+    let dense_bytes = on_host.map(|(_, bytes)| bytes).sum();
     let pool = |size_bytes| stream::pool(gguf, &binder.streamed, size_bytes, dense_bytes);
-    let expert_pool = options.expert_pool_bytes.map(pool).transpose()?;
+    let expert_pool = options.expert_pool_bytes.filter(|_| !binder.streamed.is_empty());
+    let expert_pool = expert_pool.map(pool).transpose()?;
     let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();
     Ok(Loaded { weights, sizes, slots, expert_pool })
 }
@@ -107,12 +109,15 @@ fn copy(
     let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size as u64).sum();
     let mut done = 0;
     for pending in copied {
-        if let (&[Piece { info, size, .. }], Some(files)) = (&pending.pieces[..], direct)
-            && size as u64 == info.size
-        {
-            let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(at, bytes);
-            files.read_tensor(info.part, info.offset, info.size, &info.name, &mut write)?;
-            done += info.size;
+        if let Some(files) = direct {
+            let mut first = 0;
+            for &Piece { info, start, size } in &pending.pieces {
+                let mut write = |at: usize, bytes: &[u8]| pending.tensor.write(first + at, bytes);
+                let offset = info.offset + start as u64;
+                files.read_tensor(info.part, offset, size as u64, &info.name, &mut write)?;
+                first += size;
+            }
+            done += first as u64;
             progress.bytes(done, total);
             continue;
         }

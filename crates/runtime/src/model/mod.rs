@@ -9,7 +9,7 @@ mod stream;
 use crate::Error;
 use crate::kernels::{self, Kernels};
 use crate::residency::{Placement, PlacementOptions};
-use crate::slots::{LayerSlots, SlotCache};
+use crate::slots::{Bytes, LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
 use expert_pool::Pool;
 use ggml::{BufferType, Tensor};
@@ -35,8 +35,8 @@ pub struct ModelOptions {
     pub rope: RopeOverrides,
     /// Whose kernels multiply on the CPU; by the model's size where `None`.
     pub kernels: Option<Kernels>,
-    /// Experts are read from the file when tokens take them, into a pool of so many bytes; all other weights are copied
-    /// into memory. The CPU computes, with [`Kernels::Bruce`].
+    /// Experts that are placed on the host are read from the file when tokens take them, into a pool of so many bytes; all
+    /// other weights are copied to where they are placed. The CPU computes with them by [`Kernels::Bruce`].
     pub expert_pool_bytes: Option<u64>,
 }
 
@@ -121,6 +121,8 @@ pub(crate) struct Weights {
     pub output: Tensor,
     /// `[n_rot / 2]`.
     pub rope_freqs: Option<Tensor>,
+    /// A tensor in host memory, for nodes to be computed there whose weights have no place; only with streamed experts.
+    pub anchor: Option<Tensor>,
     pub layers: Vec<Layer>,
 }
 
@@ -162,7 +164,7 @@ impl Layer {
     /// Whether our kernels compute the experts on the host, where some of them have slots.
     fn experts_are_served(&self) -> bool {
         match &self.ffn {
-            FeedForward::Experts { gate, up, down, slots: Some(_), .. } => {
+            FeedForward::Experts { gate, up, down, slots: Some(_), streamed: None, .. } => {
                 let mut groups = [gate, up, down].into_iter().flat_map(|bank| &bank.groups);
                 groups.all(|group| kernels::served(&group.weights))
             }
@@ -239,7 +241,11 @@ impl Model {
             let moves = !options.placement.fixed_experts;
             let spared =
                 kernels == Kernels::Bruce && loaded.weights.layers.iter().all(Layer::experts_are_served);
-            SlotCache::new(&gguf, loaded.slots, n_expert_used as usize, moves, spared)
+            let bytes = match &loaded.expert_pool {
+                Some(pool) => Bytes::Streamed(Arc::clone(pool)),
+                None => Bytes::Mapped(Arc::clone(&gguf)),
+            };
+            SlotCache::new(bytes, loaded.slots, n_expert_used as usize, moves, spared)
         });
         Ok(Arc::new(Model {
             gguf,
@@ -347,7 +353,7 @@ impl Model {
         self.kernels
     }
 
-    /// Where experts come from that are read when tokens take them.
+    /// Where experts come from that are read when tokens take them; `None` where none are.
     pub fn expert_pool(&self) -> Option<&Arc<Pool>> {
         self.expert_pool.as_ref()
     }

@@ -14,7 +14,12 @@ const PROJECTIONS: [TensorRole; 3] = [TensorRole::FfnGate, TensorRole::FfnUp, Te
 impl<'a> Binder<'a> {
     /// The slots of a layer, where it has any: one stack of each projection for each combination of types among the
     /// experts that the placement puts there.
-    pub(super) fn layer_slots(&mut self, layer: u32) -> Result<Option<Arc<LayerSlots>>, Error> {
+    /// `streamed` is the layer's number in the pool of the host's experts.
+    pub(super) fn layer_slots(
+        &mut self,
+        layer: u32,
+        streamed: Option<usize>,
+    ) -> Result<Option<Arc<LayerSlots>>, Error> {
         let Some((place, residents)) = self.placement.slots(layer) else { return Ok(None) };
         let pieces: Vec<[Piece<'a>; 3]> = (0..self.hparams.n_expert)
             .map(|expert| self.expert_pieces(layer, expert))
@@ -45,7 +50,7 @@ impl<'a> Binder<'a> {
             size: piece.size,
         };
         let sources = pieces.into_iter().map(|three| three.map(source)).collect();
-        let slots = Arc::new(LayerSlots::new(&self.context, layer, groups, sources));
+        let slots = Arc::new(LayerSlots::new(&self.context, layer, groups, sources, streamed));
         self.slots.push((place, Arc::clone(&slots)));
         Ok(Some(slots))
     }

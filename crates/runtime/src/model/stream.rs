@@ -1,12 +1,14 @@
 //! Experts that are read from the file when tokens take them.
 
 use super::ModelOptions;
+use super::bind::Binder;
 use crate::kernels::Kernels;
 use crate::residency::Repack;
 use crate::{Error, memory};
 use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool};
+use ggml::BufferType;
 use gguf::{Gguf, TensorInfo};
-use model_spec::HyperParams;
+use model_spec::{HyperParams, TensorId, TensorRole};
 use std::sync::Arc;
 
 /// Settles what streaming leaves no choice about.
@@ -23,18 +25,39 @@ pub(super) fn prepare(hparams: &HyperParams, options: &mut ModelOptions) -> Resu
     if options.kernels == Some(Kernels::Ggml) {
         return refuse("--kernels ggml", "--kernels bruce, which multiplies while experts arrive");
     }
-    let placement = &mut options.placement;
-    if placement.devices.as_ref().is_some_and(|names| !names.iter().all(|n| n.eq_ignore_ascii_case("none"))) {
-        return refuse("a device", "--device none: experts are streamed to the CPU");
-    }
-    if placement.expert_slots.is_some() {
-        return refuse("--expert-slots", "one of the two: slots are on devices, and the pool is for the CPU");
-    }
-    placement.devices = Some(Vec::new());
-    placement.repack = Repack::Off;
+    options.placement.repack = Repack::Off;
     // Mapped weights could be dropped from memory, and would have to be read again page by page.
     options.use_mmap = false;
     Ok(())
+}
+
+impl Binder<'_> {
+    /// Whether the experts of a layer are streamed, which those are that the host has.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where a layer has experts here and there, but in slots.
+    pub(super) fn streams(&self, layer: u32) -> Result<bool, Error> {
+        if self.options.expert_pool_bytes.is_none() {
+            return Ok(false);
+        }
+        let roles = [TensorRole::FfnGate, TensorRole::FfnUp, TensorRole::FfnDown];
+        let single = roles.iter().flat_map(|role| {
+            (0..self.hparams.n_expert).map(|expert| TensorId::of_expert(*role, layer, expert))
+        });
+        let stacked = roles.iter().filter_map(|role| Some(TensorId::in_layer(role.stacked()?, layer)));
+        let there = single.chain(stacked).filter(|id| self.find(id).is_some());
+        let on_host: Vec<bool> =
+            there.map(|id| self.placement.place(&id.name(), &id) == BufferType::cpu()).collect();
+        let all = on_host.iter().all(|on_host| *on_host);
+        if !all && on_host.contains(&true) {
+            return Err(Error::Option {
+                option: "--expert-pool",
+                found: format!("rules that put experts of layer {layer} on a device and others on the host"),
+                expected: "one place for a layer's experts, or --expert-slots".to_owned(),
+            });
+        }
+        Ok(all)
+    }
 }
 
 /// The matrices of one projection of `n_expert` experts: a stacked tensor, or one for each.

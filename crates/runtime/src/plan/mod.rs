@@ -9,7 +9,7 @@ mod survey;
 
 use crate::model::ModelOptions;
 use crate::residency::budget::{
-    self, Decided, Demand, Grain, Home, Machine, Outlook, Shortage, Store, Usage,
+    self, Decided, Demand, Grain, Home, Machine, Outlook, Shortage, Store, Streaming, Usage,
 };
 use crate::residency::{ExpertSlots, GpuLayers, Repack};
 use crate::session::{KV_STEP, SessionOptions};
@@ -90,28 +90,31 @@ impl Plan {
         ggml::load_backends()?;
         let hparams = HyperParams::from_gguf(gguf)?;
         let mut survey = Survey::new(gguf, model, budget)?;
-        let decided = decided(&hparams, model);
-        let grain = grain(gguf, model, survey.kernels);
+        let mut decided = decided(&hparams, gguf, model);
+        let mut grain = grain(gguf, model, survey.kernels);
         let wanted = if session.n_ctx == 0 { hparams.n_ctx_train } else { session.n_ctx };
-        let try_with = |survey: &Survey, n_ctx: u32, rates: Rates| -> Result<Tried, Error> {
+        let try_with = |survey: &Survey, decided: &Decided, grain, n_ctx, rates| -> Result<Tried, Error> {
             let demand = demand(&hparams, gguf, model, session, budget, survey, n_ctx)?;
             let machine = machine(survey, rates);
             let outlook = budget::plan(&demand, &machine, decided, grain);
             Ok((demand, machine, outlook))
         };
         let mut n_ctx = wanted;
-        let (mut demand, mut machine, mut outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
+        let (mut demand, mut machine, mut outlook) =
+            try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;
         while session.n_ctx == 0 && n_ctx > SHORT_CONTEXT && !is_at_best(&demand, &machine, &outlook) {
             n_ctx = (n_ctx / 2).max(SHORT_CONTEXT);
-            (demand, machine, outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
+            (demand, machine, outlook) = try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;
         }
-        // Experts are streamed to the CPU, which then has all the rest too.
-        let can_stream = can_stream(model, budget);
-        let is_streamed = can_stream && outlook.as_ref().is_ok_and(|outlook| !outlook.all_in_memory());
-        if is_streamed {
-            survey.devices.clear();
+        // Our kernels multiply with streamed experts, and then with the rest.
+        let is_streamed = outlook.as_ref().is_ok_and(|outlook| outlook.is_streamed);
+        if is_streamed && survey.kernels != Kernels::Bruce {
             survey.kernels = Kernels::Bruce;
-            (demand, machine, outlook) = try_with(&survey, n_ctx, Rates::UNKNOWN)?;
+            grain = self::grain(gguf, model, survey.kernels);
+            if decided.streaming == Streaming::AsNeeded {
+                decided.streaming = Streaming::Always(None);
+            }
+            (demand, machine, outlook) = try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;
         }
         let needed = match measure {
             Measure::Always => true,
@@ -122,14 +125,14 @@ impl Plan {
         if needed {
             let rates = Rates::measure(gguf, &hparams, model, session, &survey, &demand)?;
             is_file_rate_direct = rates.is_file_direct;
-            (demand, machine, outlook) = try_with(&survey, n_ctx, rates)?;
+            (demand, machine, outlook) = try_with(&survey, &decided, grain, n_ctx, rates)?;
         }
         let outlook = outlook.map_err(|shortage| Error::Shortage {
             needed: Box::new(shortage.needed),
             available_bytes: shortage.available_bytes,
         })?;
         Ok(Plan {
-            pool_bytes: is_streamed.then(|| outlook.pool_bytes(&machine)),
+            pool_bytes: outlook.pool_bytes(&machine, &decided),
             devices: survey.devices.iter().map(|device| device.name()).collect(),
             demand,
             machine,
@@ -152,7 +155,7 @@ impl Plan {
     /// Tokens per second with `extra_bytes` more on the devices and, second, with as much more memory; see
     /// [`budget::with_more`].
     pub fn with_more(&self, extra_bytes: u64) -> (Option<f64>, Option<f64>) {
-        budget::with_more(&self.demand, &self.machine, self.decided, self.grain, extra_bytes)
+        budget::with_more(&self.demand, &self.machine, &self.decided, self.grain, extra_bytes)
     }
 
     /// Whether devices have some of a layer's experts and not the others.
@@ -177,10 +180,6 @@ impl Plan {
     /// Makes the options do what is planned.
     pub fn apply(&self, model: &mut ModelOptions, session: &mut SessionOptions) {
         let placement = &mut model.placement;
-        if placement.expert_slots.is_some() {
-            // The user's word; layers then go where they fit beside the slots.
-            return;
-        }
         if self.machine.device.is_some() {
             placement.n_gpu_layers = GpuLayers::Count(self.outlook.n_gpu_layers);
             if placement.expert_slots.is_some() {
@@ -192,7 +191,8 @@ impl Plan {
             }
         }
         // A device without weights would still be given large batches, and need memory for them.
-        if self.outlook.device.total_bytes() == 0 && self.pinned_device_bytes == 0 {
+        let is_unused = self.outlook.device.total_bytes() == 0 && self.pinned_device_bytes == 0;
+        if is_unused && placement.expert_slots.is_none() {
             placement.devices = Some(Vec::new());
         }
         // A second copy of the weights in another layout is not in the plan.
@@ -221,7 +221,7 @@ fn is_at_best(demand: &Demand, machine: &Machine, outlook: &Result<Outlook, Shor
     })
 }
 
-fn decided(hparams: &HyperParams, model: &ModelOptions) -> Decided {
+fn decided(hparams: &HyperParams, gguf: &Gguf, model: &ModelOptions) -> Decided {
     let placement = &model.placement;
     Decided {
         n_gpu_layers: match placement.n_gpu_layers {
@@ -234,33 +234,41 @@ fn decided(hparams: &HyperParams, model: &ModelOptions) -> Decided {
             0 => None,
             n => Some(n.min(hparams.n_layer)),
         },
+        slots: placement
+            .expert_slots
+            .as_ref()
+            .map(|slots| (0..hparams.n_layer).map(|layer| slots.of_layer(layer, hparams.n_expert)).collect()),
+        streaming: match model.expert_pool_bytes {
+            Some(given) => Streaming::Always(Some(given)),
+            None if can_stream(gguf, model) => Streaming::AsNeeded,
+            None => Streaming::Never,
+        },
     }
 }
 
-/// Whether experts may be read from the file: not where the user's flags ask for something that can't be had with it.
-fn can_stream(model: &ModelOptions, budget: &Budget) -> bool {
-    let placement = &model.placement;
-    let names_devices = placement.devices.as_ref().is_some_and(|names| !names.is_empty());
-    model.expert_pool_bytes.is_none()
-        && model.kernels != Some(Kernels::Ggml)
+/// Whether experts may be streamed: not where the user's flags ask for something that can't be had with it.
+fn can_stream(gguf: &Gguf, model: &ModelOptions) -> bool {
+    model.kernels != Some(Kernels::Ggml)
         && !model.mlock
-        && placement.expert_slots.is_none()
-        && placement.overrides.is_empty()
-        && placement.repack != Repack::On
-        && matches!(placement.n_gpu_layers, GpuLayers::Auto | GpuLayers::Count(0))
-        && (!names_devices || budget.ram_bytes.is_some())
+        && model.placement.repack != Repack::On
+        && !places_experts_by_name(gguf, model)
+        && gguf.tensors().iter().filter(|t| is_expert(&t.name)).all(|t| quants::matmul::supports(t.ty))
+}
+
+fn is_expert(name: &str) -> bool {
+    TensorId::parse(name).is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
+}
+
+fn places_experts_by_name(gguf: &Gguf, model: &ModelOptions) -> bool {
+    let is_pinned = |name: &str| model.placement.overrides.iter().any(|(regex, _)| regex.is_match(name));
+    gguf.tensors().iter().any(|t| is_expert(&t.name) && is_pinned(&t.name))
 }
 
 /// What is placed as one: experts, unless the user places some by layer or name, or ggml's kernels compute on the host,
 /// which can't leave out those that a device has.
 fn grain(gguf: &Gguf, model: &ModelOptions, kernels: Kernels) -> Grain {
-    let placement = &model.placement;
-    let is_expert = |name: &str| {
-        TensorId::parse(name).is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
-    };
-    let is_pinned = |name: &str| placement.overrides.iter().any(|(regex, _)| regex.is_match(name));
-    let by_name = gguf.tensors().iter().any(|t| is_expert(&t.name) && is_pinned(&t.name));
-    let by_layer = placement.cpu_moe || placement.n_cpu_moe > 0;
+    let by_layer = model.placement.cpu_moe || model.placement.n_cpu_moe > 0;
+    let by_name = places_experts_by_name(gguf, model);
     if by_name || by_layer || kernels == Kernels::Ggml { Grain::Layer } else { Grain::Expert }
 }
 
@@ -278,7 +286,8 @@ fn demand(
         budget.chances.get(layer as usize).and_then(|chances| chances.get(expert as usize).copied())
     };
     let n_cells = (n_ctx as usize).next_multiple_of(KV_STEP);
-    let is_fused = survey.kernels == Kernels::Bruce && survey.devices.is_empty();
+    let working =
+        |is_fused| budget::compute_bytes(hparams, n_used, session.n_ubatch, n_cells as u32, is_fused);
     // Without flash attention every head's scores are there at once.
     let scores = if session.flash_attention {
         0
@@ -287,8 +296,8 @@ fn demand(
     };
     Ok(Demand {
         cache_bytes: kv_cache::layer_bytes(hparams, n_cells, session)?,
-        compute_bytes: budget::compute_bytes(hparams, n_used, session.n_ubatch, n_cells as u32, is_fused)
-            + scores,
+        compute_bytes: working(survey.kernels == Kernels::Bruce && survey.devices.is_empty()) + scores,
+        beside_bytes: working(true),
         program_bytes: survey::program_bytes(hparams).saturating_add(survey.pinned_host_bytes),
         ..Demand::new(hparams, &survey.tensors(gguf), n_used, chance)
     })

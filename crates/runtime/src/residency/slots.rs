@@ -19,7 +19,7 @@ pub enum ExpertSlots {
 
 impl ExpertSlots {
     /// The experts of a layer, each below `n_expert` and named once.
-    pub(super) fn of_layer(&self, layer: u32, n_expert: u32) -> Vec<u32> {
+    pub(crate) fn of_layer(&self, layer: u32, n_expert: u32) -> Vec<u32> {
         let first = |n: u32| (0..n.min(n_expert)).collect();
         match self {
             ExpertSlots::Uniform(n) => first(*n),

@@ -1,5 +1,6 @@
 //! The slots of one layer: stacks of projections on its device, and the tables that the graph finds experts by.
 
+use expert_pool::Pool;
 use ggml::{Context, Tensor, Type};
 
 /// Where one projection of an expert is in the model file.
@@ -43,6 +44,8 @@ pub(crate) struct LayerSlots {
     pub missing: Tensor,
     /// By number of the expert: gate, up and down.
     sources: Vec<[ExpertSource; 3]>,
+    /// The layer's number in the pool that the host's experts come from, where they are streamed.
+    pub streamed: Option<usize>,
 }
 
 impl LayerSlots {
@@ -52,6 +55,7 @@ impl LayerSlots {
         layer: u32,
         plans: Vec<GroupPlan>,
         sources: Vec<[ExpertSource; 3]>,
+        streamed: Option<usize>,
     ) -> Self {
         let n_expert = sources.len();
         let groups = plans.into_iter().enumerate().map(|(number, plan)| SlotGroup {
@@ -63,7 +67,7 @@ impl LayerSlots {
         });
         let groups = groups.collect();
         let missing = context.table(&format!("blk.{layer}.slots.missing"), Type::F32, &[1, n_expert]);
-        LayerSlots { layer: layer as usize, groups, missing, sources }
+        LayerSlots { layer: layer as usize, groups, missing, sources, streamed }
     }
 
     /// Number of the layer in the model.
@@ -112,8 +116,9 @@ impl LayerSlots {
         self.sources[expert as usize]
     }
 
-    /// Writes the tables for these occupants, by group and slot. No graph may be computing with them.
-    pub fn write_tables(&self, occupants: &[Vec<Option<u32>>]) {
+    /// Writes the tables for these occupants, by group and slot, and tells the pool of them. No graph may be computing with
+    /// them.
+    pub fn write_tables(&self, occupants: &[Vec<Option<u32>>], pool: Option<&Pool>) {
         let n_expert = self.n_expert();
         let mut missing = vec![1f32; n_expert];
         for (group, occupants) in self.groups.iter().zip(occupants) {
@@ -131,5 +136,9 @@ impl LayerSlots {
             group.mask.write_values(&mask);
         }
         self.missing.write_values(&missing);
+        if let (Some(pool), Some(layer)) = (pool, self.streamed) {
+            let elsewhere: Vec<bool> = missing.iter().map(|missing| *missing == 0.0).collect();
+            pool.set_elsewhere(layer, &elsewhere);
+        }
     }
 }

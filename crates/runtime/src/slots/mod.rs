@@ -8,17 +8,22 @@
 //! moves at a time: between two computations the table forgets the expert that has to leave, then a thread of its own
 //! copies the new one into the slot while decoding goes on, and between two later computations the table learns it.
 //! Nobody ever waits for a copy; meanwhile the CPU computes what either expert is asked.
+//!
+//! Where the host has no memory for all experts, it computes with those of an [`expert_pool::Pool`], and copies come from
+//! there or from the file. The pool is told which experts have slots, and keeps and reads others.
 
 mod layer;
 mod popularity;
+#[cfg(test)]
+mod tests;
 mod upload;
 
-use gguf::Gguf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 pub(crate) use layer::{ExpertSource, GroupPlan, LayerSlots};
 pub use popularity::{HALF_LIFE, MARGIN, Popularity, Swap};
-use upload::{Upload, Uploader};
+pub(crate) use upload::Bytes;
+use upload::{Outcome, Upload, Uploader};
 
 /// What the slots of a model have been good for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub struct SlotStatistics {
     pub promotions: u64,
     /// Bytes copied to devices for that.
     pub uploaded_bytes: u64,
+    /// Copies that failed because the file could not be read.
+    pub failures: u64,
 }
 
 impl SlotStatistics {
@@ -41,6 +48,7 @@ impl SlotStatistics {
             misses: self.misses - earlier.misses,
             promotions: self.promotions - earlier.promotions,
             uploaded_bytes: self.uploaded_bytes - earlier.uploaded_bytes,
+            failures: self.failures - earlier.failures,
         }
     }
 
@@ -57,6 +65,8 @@ pub struct SlotCache {
     /// Held for reading while a graph computes with the tables, for writing while they change.
     running: RwLock<()>,
     state: Mutex<State>,
+    /// Where experts are copied from, and the host's come from if they are streamed.
+    bytes: Bytes,
     /// `None` where experts stay where they are.
     uploader: Option<Uploader>,
     spares_the_cpu: bool,
@@ -65,9 +75,11 @@ pub struct SlotCache {
 struct State {
     /// As the layers.
     popularity: Vec<Popularity>,
-    /// The expert in each slot by layer and group; `None` while one is moving in.
+    /// The expert in each slot by layer and group; `None` while one is moving in, and after that failed.
     occupants: Vec<Vec<Vec<Option<u32>>>>,
     moving: Option<Move>,
+    /// Computations until the next attempt after one that failed.
+    rest: u32,
     statistics: SlotStatistics,
 }
 
@@ -80,10 +92,13 @@ struct Move {
     expert: u32,
 }
 
+/// Computations for which nothing moves after a file could not be read.
+const REST: u32 = 64;
+
 impl SlotCache {
     /// The slots as the model was loaded; `moves` lets experts change places. `layers` have their memory already.
     pub(crate) fn new(
-        gguf: &Arc<Gguf>,
+        bytes: Bytes,
         layers: Vec<Arc<LayerSlots>>,
         n_used: usize,
         moves: bool,
@@ -92,16 +107,19 @@ impl SlotCache {
         let occupants: Vec<Vec<Vec<Option<u32>>>> =
             layers.iter().map(|layer| layer.first_occupants()).collect();
         for (layer, occupants) in layers.iter().zip(&occupants) {
-            layer.write_tables(occupants);
+            layer.write_tables(occupants, bytes.pool());
         }
         let popularity = layers.iter().map(|layer| Popularity::new(layer.n_expert())).collect();
-        let state = State { popularity, occupants, moving: None, statistics: SlotStatistics::default() };
+        let uploader = moves.then(|| Uploader::new(bytes.clone()));
+        let statistics = SlotStatistics::default();
+        let state = State { popularity, occupants, moving: None, rest: 0, statistics };
         SlotCache {
             layers,
             n_used,
             running: RwLock::new(()),
             state: Mutex::new(state),
-            uploader: moves.then(|| Uploader::new(gguf)),
+            bytes,
+            uploader,
             spares_the_cpu,
         }
     }
@@ -134,9 +152,9 @@ impl SlotCache {
         if let Some(uploader) = &self.uploader
             && self.state().moving.is_some()
         {
-            uploader.wait();
+            let outcome = uploader.wait();
             let running = self.running.write().unwrap_or_else(|p| p.into_inner());
-            self.land(&mut self.state());
+            self.land(&mut self.state(), outcome);
             drop(running);
         }
     }
@@ -147,12 +165,15 @@ impl SlotCache {
         // Where another session computes just now, there is a next time.
         if let (Some(uploader), Ok(_alone)) = (&self.uploader, self.running.try_write()) {
             let mut state = self.state();
-            if state.moving.is_some() && uploader.is_idle() {
-                self.land(&mut state);
+            if state.moving.is_some()
+                && let Some(outcome) = uploader.outcome()
+            {
+                self.land(&mut state, outcome);
             }
-            if state.moving.is_none() {
+            if state.moving.is_none() && state.rest == 0 {
                 self.take_off(&mut state, uploader);
             }
+            state.rest = state.rest.saturating_sub(1);
         }
         self.running.read().unwrap_or_else(|p| p.into_inner())
     }
@@ -173,18 +194,57 @@ impl SlotCache {
         }
     }
 
-    /// The expert that was moving is there.
-    fn land(&self, state: &mut State) {
-        if let Some(Move { layer, group, slot, expert }) = state.moving.take() {
-            state.occupants[layer][group][slot] = Some(expert);
-            self.layers[layer].write_tables(&state.occupants[layer]);
-            state.statistics.promotions += 1;
-            state.statistics.uploaded_bytes += self.layers[layer].expert_bytes(expert);
+    /// The expert that was moving is there, or does not come.
+    fn land(&self, state: &mut State, outcome: Outcome) {
+        let Some(Move { layer, group, slot, expert }) = state.moving.take() else { return };
+        match outcome {
+            Outcome::Copied => {
+                state.occupants[layer][group][slot] = Some(expert);
+                self.write_tables(state, layer);
+                state.statistics.promotions += 1;
+                state.statistics.uploaded_bytes += self.layers[layer].expert_bytes(expert);
+            }
+            // Nobody asked for it. Where the file is gone, whoever asks for an expert will be told.
+            Outcome::Failed => {
+                state.statistics.failures += 1;
+                state.rest = REST;
+            }
         }
     }
 
-    /// Sends the expert on its way that gains most, if any gains enough.
+    /// Sends an expert on its way: one into an empty slot, or the one that gains most, if any gains enough.
     fn take_off(&self, state: &mut State, uploader: &Uploader) {
+        let Some(chosen) = self.vacancy(state).or_else(|| self.best_swap(state)) else { return };
+        let Move { layer, group, slot, expert } = chosen;
+        let before = state.occupants[layer][group][slot].take();
+        if before.is_some() {
+            self.write_tables(state, layer);
+        }
+        let upload = Upload { slots: Arc::clone(&self.layers[layer]), group, slot, expert };
+        if uploader.start(upload) {
+            state.moving = Some(chosen);
+        } else if before.is_some() {
+            // Nobody copies any more: what was there is still there.
+            state.occupants[layer][group][slot] = before;
+            self.write_tables(state, layer);
+        }
+    }
+
+    /// The most popular expert for a slot that has none.
+    fn vacancy(&self, state: &State) -> Option<Move> {
+        for (layer, groups) in state.occupants.iter().enumerate() {
+            for (group, occupants) in groups.iter().enumerate() {
+                let Some(slot) = occupants.iter().position(Option::is_none) else { continue };
+                let inside: Vec<u32> = occupants.iter().flatten().copied().collect();
+                let best = state.popularity[layer].best(&inside, self.layers[layer].candidates(group));
+                return best.map(|expert| Move { layer, group, slot, expert });
+            }
+        }
+        None
+    }
+
+    /// The change of places that gains most.
+    fn best_swap(&self, state: &State) -> Option<Move> {
         let mut best: Option<(Swap, usize, usize)> = None;
         for (layer, slots) in self.layers.iter().enumerate() {
             for (group, occupants) in state.occupants[layer].iter().enumerate() {
@@ -198,20 +258,13 @@ impl SlotCache {
                 }
             }
         }
-        let Some((swap, layer, group)) = best else { return };
-        let slots = &self.layers[layer];
-        let occupants = &mut state.occupants[layer];
-        let Some(slot) = occupants[group].iter().position(|o| *o == Some(swap.leaves)) else { return };
-        occupants[group][slot] = None;
-        slots.write_tables(occupants);
-        let upload = Upload { slots: Arc::clone(slots), group, slot, expert: swap.enters };
-        if uploader.start(upload) {
-            state.moving = Some(Move { layer, group, slot, expert: swap.enters });
-        } else {
-            // Nobody copies any more: what was there is still there.
-            occupants[group][slot] = Some(swap.leaves);
-            slots.write_tables(occupants);
-        }
+        let (swap, layer, group) = best?;
+        let slot = state.occupants[layer][group].iter().position(|o| *o == Some(swap.leaves))?;
+        Some(Move { layer, group, slot, expert: swap.enters })
+    }
+
+    fn write_tables(&self, state: &State, layer: usize) {
+        self.layers[layer].write_tables(&state.occupants[layer], self.bytes.pool());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

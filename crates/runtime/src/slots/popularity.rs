@@ -46,13 +46,19 @@ impl Popularity {
         }
     }
 
+    /// The most popular of the candidates that are not `inside`.
+    pub fn best(&self, inside: &[u32], candidates: &[u32]) -> Option<u32> {
+        let outside = candidates.iter().copied().filter(|e| !inside.contains(e));
+        outside.max_by(|a, b| self.score[*a as usize].total_cmp(&self.score[*b as usize]))
+    }
+
     /// The most popular of the candidates that are not `inside` for the least popular of those that are, where it is
     /// ahead by [`MARGIN`].
     pub fn swap(&self, inside: &[u32], candidates: &[u32]) -> Option<Swap> {
         let score = |expert: &u32| self.score[*expert as usize];
         let by_score = |a: &u32, b: &u32| score(a).total_cmp(&score(b));
         let leaves = inside.iter().copied().min_by(by_score)?;
-        let enters = candidates.iter().copied().filter(|e| !inside.contains(e)).max_by(by_score)?;
+        let enters = self.best(inside, candidates)?;
         let gain = score(&enters) - score(&leaves);
         (gain > MARGIN).then_some(Swap { enters, leaves, gain })
     }

@@ -1,7 +1,9 @@
 //! The thread that copies experts into slots while others compute.
 
 use super::layer::LayerSlots;
+use expert_pool::{Pool, Projection};
 use gguf::Gguf;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -9,6 +11,64 @@ use std::thread::JoinHandle;
 
 /// Bytes copied at once: enough to keep a bus busy, few enough for the program to end soon.
 const CHUNK: usize = 8 << 20;
+
+/// Takes bytes of an expert: which projection, where they begin there, and the bytes.
+type UseBytes<'a> = &'a mut dyn FnMut(usize, usize, &[u8]) -> ControlFlow<()>;
+
+/// Where the bytes of experts come from.
+#[derive(Clone)]
+pub(crate) enum Bytes {
+    /// The mapped file.
+    Mapped(Arc<Gguf>),
+    /// The pool, or past the page cache the file.
+    Streamed(Arc<Pool>),
+}
+
+impl Bytes {
+    /// The pool, if it is one.
+    pub fn pool(&self) -> Option<&Pool> {
+        match self {
+            Bytes::Mapped(_) => None,
+            Bytes::Streamed(pool) => Some(pool),
+        }
+    }
+
+    /// Lends an expert's bytes (gate, up, down) to `use_bytes` in pieces, until that breaks off.
+    fn lend(
+        &self,
+        slots: &LayerSlots,
+        expert: u32,
+        use_bytes: UseBytes<'_>,
+    ) -> Result<(), expert_pool::Error> {
+        for (index, (source, projection)) in slots.sources(expert).iter().zip(Projection::ALL).enumerate() {
+            match (self, slots.streamed) {
+                (Bytes::Streamed(pool), Some(layer)) => {
+                    let mut use_tile = |at: usize, bytes: &[u8]| use_bytes(index, at, bytes);
+                    pool.read(layer, projection, expert as usize, &mut use_tile)?;
+                }
+                (Bytes::Mapped(gguf), _) => {
+                    let bytes = &gguf.mapping(source.part)[source.offset..source.offset + source.size];
+                    for (number, chunk) in bytes.chunks(CHUNK).enumerate() {
+                        if use_bytes(index, number * CHUNK, chunk).is_break() {
+                            return Ok(());
+                        }
+                    }
+                }
+                (Bytes::Streamed(_), None) => unreachable!("layers with slots are streamed, or none is"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is there.
+    Copied,
+    /// The file can't be read. The slot holds no expert.
+    Failed,
+}
 
 /// An expert and its slot, which nobody uses meanwhile.
 pub(super) struct Upload {
@@ -25,62 +85,64 @@ pub(super) struct Upload {
 pub(super) struct Uploader {
     /// `None` while the thread is being ended.
     jobs: Option<Sender<Upload>>,
-    busy: Arc<Busy>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Whether the thread has something to do.
-#[derive(Default)]
-struct Busy {
-    is: Mutex<bool>,
+/// What the thread tells.
+struct Shared {
+    /// Of the last copy; `None` while it is under way.
+    outcome: Mutex<Option<Outcome>>,
     changed: Condvar,
     /// The model is being dropped.
     stop: AtomicBool,
 }
 
-impl Busy {
-    fn set(&self, busy: bool) {
-        *self.is.lock().unwrap_or_else(|p| p.into_inner()) = busy;
+impl Shared {
+    fn set(&self, outcome: Option<Outcome>) {
+        *self.outcome.lock().unwrap_or_else(|p| p.into_inner()) = outcome;
         self.changed.notify_all();
     }
 }
 
 impl Uploader {
     /// A thread with nothing to do; where the system gives none, nothing will ever move.
-    pub fn new(gguf: &Arc<Gguf>) -> Uploader {
+    pub fn new(bytes: Bytes) -> Uploader {
         let (jobs, taken) = channel();
-        let busy = Arc::new(Busy::default());
-        let (file, state) = (Arc::clone(gguf), Arc::clone(&busy));
+        let outcome = Mutex::new(Some(Outcome::Copied));
+        let shared = Arc::new(Shared { outcome, changed: Condvar::new(), stop: AtomicBool::new(false) });
+        let told = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("experts".to_owned());
-        let thread = thread.spawn(move || run(&file, &taken, &state)).ok();
-        Uploader { jobs: Some(jobs), busy, thread }
+        let thread = thread.spawn(move || run(&bytes, &taken, &told)).ok();
+        Uploader { jobs: Some(jobs), shared, thread }
     }
 
     /// Begins to copy; false where nobody will. The one before must be through.
     pub fn start(&self, upload: Upload) -> bool {
-        self.busy.set(true);
+        self.shared.set(None);
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(upload).is_ok());
         if !sent {
-            self.busy.set(false);
+            self.shared.set(Some(Outcome::Failed));
         }
         sent
     }
 
-    /// Whether everything started is there.
-    pub fn is_idle(&self) -> bool {
-        !*self.busy.is.lock().unwrap_or_else(|p| p.into_inner())
+    /// What became of the last copy; `None` while it is under way.
+    pub fn outcome(&self) -> Option<Outcome> {
+        *self.shared.outcome.lock().unwrap_or_else(|p| p.into_inner())
     }
 
-    /// Waits until it is.
-    pub fn wait(&self) {
-        let busy = self.busy.is.lock().unwrap_or_else(|p| p.into_inner());
-        drop(self.busy.changed.wait_while(busy, |busy| *busy));
+    /// Waits for it.
+    pub fn wait(&self) -> Outcome {
+        let outcome = self.shared.outcome.lock().unwrap_or_else(|p| p.into_inner());
+        let outcome = self.shared.changed.wait_while(outcome, |outcome| outcome.is_none());
+        outcome.unwrap_or_else(|p| p.into_inner()).unwrap_or(Outcome::Failed)
     }
 }
 
 impl Drop for Uploader {
     fn drop(&mut self) {
-        self.busy.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -88,18 +150,16 @@ impl Drop for Uploader {
     }
 }
 
-fn run(gguf: &Gguf, jobs: &Receiver<Upload>, busy: &Busy) {
+fn run(bytes: &Bytes, jobs: &Receiver<Upload>, shared: &Shared) {
     for Upload { slots, group, slot, expert } in jobs {
-        for (stack, source) in slots.groups[group].stacks.iter().zip(slots.sources(expert)) {
-            let map = gguf.mapping(source.part);
-            let bytes = &map[source.offset..source.offset + source.size];
-            for (index, chunk) in bytes.chunks(CHUNK).enumerate() {
-                if busy.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                stack.write(slot * source.size + index * CHUNK, chunk);
+        let (stacks, sources) = (&slots.groups[group].stacks, slots.sources(expert));
+        let done = bytes.lend(&slots, expert, &mut |projection, at, bytes| {
+            if shared.stop.load(Ordering::Relaxed) {
+                return ControlFlow::Break(());
             }
-        }
-        busy.set(false);
+            stacks[projection].write(slot * sources[projection].size + at, bytes);
+            ControlFlow::Continue(())
+        });
+        shared.set(Some(if done.is_ok() { Outcome::Copied } else { Outcome::Failed }));
     }
 }

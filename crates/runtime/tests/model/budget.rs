@@ -5,7 +5,7 @@ use convert::ExpertLayout::{Split, Stacked};
 use gguf::Gguf;
 use runtime::plan::{Budget, Measure, Plan};
 use runtime::residency::budget::Home;
-use runtime::residency::{GpuLayers, PlacementOptions};
+use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions};
 use runtime::{Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 
 const MIB: u64 = 1 << 20;
@@ -157,4 +157,62 @@ fn weights_that_a_device_can_not_hold_are_an_error() {
     let text = error.to_string();
     assert!(matches!(error, Error::WeightMemory { .. }), "{text}");
     assert!(text.contains(&device.name()) && text.contains("1048576 are free"), "{text}");
+}
+
+/// Room for everything but two thirds of the experts on the device, and in memory for some of the others. Micro-batches are
+/// small, as buffers would be larger than the experts of this model.
+#[test]
+fn where_both_memories_are_short_experts_are_streamed_beside_the_device() {
+    let file = tiny_moe("q8_0", Stacked);
+    let gguf = Gguf::open(&file.path).expect("a file of ours");
+    let host = load(&file.path, &ModelOptions { kernels: Some(Kernels::Bruce), ..plain() });
+    let expected = answers(&host, &mut session(&host));
+    let unlimited = device(128 * MIB);
+    let small = SessionOptions { n_ubatch: 32, ..session_options() };
+    let free = |device| ModelOptions { kernels: None, ..on(device) };
+    let plan = |options: &ModelOptions, budget: &Budget| {
+        Plan::make(&gguf, options, &small, budget, Measure::Never).expect("a plan")
+    };
+    let all = plan(&free(unlimited), &Budget::default());
+    let (there, demand) = (all.outlook.device, &all.demand);
+    assert!(all.fits());
+    let least = there.total_bytes() - there.expert_bytes * 2 / 3;
+    let of_layer = demand.dense_bytes[0] + demand.cache_bytes;
+    let memory = all.outlook.memory.other_bytes + demand.beside_bytes + demand.staging_bytes() + of_layer;
+    let budget = Budget {
+        vram_bytes: Some(least * 16 / 15 + 1),
+        ram_bytes: Some(memory + demand.expert_bytes() / 8),
+        ..Budget::default()
+    };
+    let cases: [&dyn Fn(&mut PlacementOptions); 4] = [
+        &|_| (),
+        &|p| p.expert_slots = Some(ExpertSlots::Uniform(1)),
+        &|p| p.n_gpu_layers = GpuLayers::Count(3),
+        &|p| p.n_cpu_moe = 2,
+    ];
+    for (case, change) in cases.iter().enumerate() {
+        let device = device(128 * MIB);
+        let (mut options, mut how) = (free(device), small.clone());
+        change(&mut options.placement);
+        let plan = plan(&options, &budget);
+        assert!(plan.outlook.is_streamed && plan.pool_bytes.is_some(), "{case}: {plan:?}");
+        assert!(plan.outlook.count(Home::Device) > 0, "{case}: {plan:?}");
+        plan.apply(&mut options, &mut how);
+        let model = load(&file.path, &options);
+        assert_eq!(model.kernels(), Kernels::Bruce);
+        assert!(model.expert_pool().is_some(), "{case}");
+        assert_eq!(model.slots().is_some(), case != 3, "{case}");
+        let mut session = Session::new(&model, &how).expect("a session");
+        let (used, planned) = (128 * MIB - device.memory().0 as u64, plan.outlook.device.total_bytes());
+        assert!(used <= planned && used * 2 >= planned, "{case}: {used} of {planned} planned");
+        assert!(planned <= budget.vram_bytes.expect("given"), "{case}: {planned}");
+        let host_bytes: u64 = model.sizes().iter().filter(|(name, _)| name == "CPU").map(|(_, n)| n).sum();
+        let dense = plan.outlook.memory.dense_bytes + plan.demand.table_bytes;
+        assert!(host_bytes <= dense, "{case}: {host_bytes} of {dense}");
+        let worst = difference(&expected, &answers(&model, &mut session));
+        assert!(worst < 0.5, "{case}: a logit differs by {worst}");
+    }
+    // ggml's kernels can't stream; whole layers are then on the device, and the rest is mapped.
+    let mapped = plan(&on(unlimited), &budget);
+    assert!(!mapped.outlook.is_streamed && mapped.pool_bytes.is_none() && !mapped.has_slots());
 }

@@ -9,4 +9,5 @@ mod placement;
 mod saved_contexts;
 mod sessions;
 mod slots;
+mod streamed_slots;
 mod streaming;

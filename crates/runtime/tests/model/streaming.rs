@@ -12,11 +12,11 @@ fn resident(path: &Path) -> Arc<Model> {
 }
 
 fn streaming(pool_bytes: u64) -> ModelOptions {
-    ModelOptions { expert_pool_bytes: Some(pool_bytes), ..ModelOptions::default() }
+    ModelOptions { expert_pool_bytes: Some(pool_bytes), ..plain() }
 }
 
 /// The least pool that the model runs with, as the error about a smaller one says.
-fn least_pool(path: &Path) -> u64 {
+pub fn least_pool(path: &Path) -> u64 {
     match Model::load(path, &streaming(1), &mut ()).err() {
         Some(runtime::Error::ExpertPool(expert_pool::Error::TooSmall { needed_bytes, found_bytes: 1 })) => {
             needed_bytes

@@ -125,8 +125,8 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = kernels_parser())]
     kernels: Vec<Kernels>,
 
-    /// Keep no more than so much of the experts in memory and read the others when tokens take them; what was read is
-    /// told on stderr
+    /// Keep no more than so much of the experts that are not on GPUs in memory and read the others when tokens take them;
+    /// what was read is told on stderr
     #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
     expert_pool: Option<u64>,
 

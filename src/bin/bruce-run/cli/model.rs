@@ -85,7 +85,7 @@ pub struct LoadArgs {
     kernels: Option<Kernels>,
 
     /// Keep no more than so much of the experts in memory (800M, 6G) and read the others when tokens take them, for models
-    /// that are larger than the memory; the CPU computes
+    /// that are larger than the memory; the CPU computes with these, GPUs with what they hold [default: as memory is short]
     #[arg(long, value_name = "SIZE", value_parser = super::values::size)]
     expert_pool: Option<u64>,
 
@@ -182,7 +182,7 @@ pub struct PlacementArgs {
     cpu_moe: bool,
 
     /// Keep the experts on the CPU and copies of so many of each layer on its GPU, which computes these while the CPU
-    /// computes the others: a number, or one for each layer
+    /// computes the others: a number, or one for each layer; with --expert-pool the CPU keeps others than these
     #[arg(long, value_name = "N[,N]", value_delimiter = ',')]
     expert_slots: Vec<u32>,
 

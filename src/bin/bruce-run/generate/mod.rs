@@ -95,11 +95,16 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         if let (Some(slots), Some(before)) = (model.slots(), before) {
             let done = slots.statistics().since(&before);
             eprintln!(
-                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} copied",
+                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} copied{}",
                 100.0 * done.hit_rate(),
                 done.hits + done.misses,
                 done.promotions,
-                bruce::size::bytes(done.uploaded_bytes)
+                bruce::size::bytes(done.uploaded_bytes),
+                if done.failures > 0 {
+                    format!(", {} could not be read", done.failures)
+                } else {
+                    String::new()
+                }
             );
         }
     }

@@ -84,21 +84,32 @@ fn layers(out: &mut String, plan: &Plan) {
         let _ = writeln!(out, "Layers on devices: {n} of {}, the output counted as one", n_layer + 1);
     }
     let homes = &plan.outlook.experts;
-    if n_expert == 0 || plan.pool_bytes.is_some() || homes.iter().all(|home| *home == homes[0]) {
+    let is_streamed = plan.pool_bytes.is_some();
+    let on_device = |home: &Home| *home == Home::Device;
+    let is_even = homes.iter().all(|home| match is_streamed {
+        // What is in the pool changes.
+        true => on_device(home) == on_device(&homes[0]),
+        false => *home == homes[0],
+    });
+    if n_expert == 0 || (is_even && !(is_streamed && on_device(&homes[0]))) {
         return;
     }
     let count = |layer: &[Home], home: Home| layer.iter().filter(|at| **at == home).count();
-    let counts: Vec<[usize; 3]> = homes
-        .chunks(n_expert)
-        .map(|layer| [count(layer, Home::Device), count(layer, Home::Memory), count(layer, Home::File)])
-        .collect();
+    let of_layer = |layer: &[Home]| {
+        let counts = [Home::Device, Home::Memory, Home::File].map(|home| count(layer, home));
+        match is_streamed {
+            true => [counts[0], 0, 0, counts[1] + counts[2]],
+            false => [counts[0], counts[1], counts[2], 0],
+        }
+    };
+    let counts: Vec<[usize; 4]> = homes.chunks(n_expert).map(of_layer).collect();
     let mut first = 0;
     for run in counts.chunk_by(|a, b| a == b) {
         let last = first + run.len() - 1;
         let range = if first == last { format!("layer {first}") } else { format!("layers {first}-{last}") };
         let places: Vec<String> = run[0]
             .iter()
-            .zip(["on devices", "in memory", "in the file"])
+            .zip(["on devices", "in memory", "in the file", "streamed"])
             .filter(|(n, _)| **n > 0)
             .map(|(n, place)| format!("{n} {place}"))
             .collect();
@@ -134,6 +145,7 @@ fn speed(out: &mut String, plan: &Plan) {
         milliseconds(time.total()),
         parts.join(", ")
     );
+    found(out, plan);
     let (device, memory) = plan.with_more(MORE_BYTES);
     let now = plan.outlook.tokens_per_second();
     let said = |speed: Option<f64>, of: &str| {
@@ -148,6 +160,20 @@ fn speed(out: &mut String, plan: &Plan) {
     let more: Vec<String> =
         [said(device, "on devices"), said(memory, "of memory")].into_iter().flatten().collect();
     let _ = writeln!(out, "One more GB would bring: {}", more.join(", "));
+}
+
+/// Where a token finds its experts, where there are several places.
+fn found(out: &mut String, plan: &Plan) {
+    let chances = &plan.outlook.chances;
+    let shares: Vec<String> =
+        [("on devices", chances.device), ("in memory", chances.memory), ("in the file", chances.file)]
+            .iter()
+            .filter(|(_, share)| *share > 0.0)
+            .map(|(place, share)| format!("{:.0} % {place}", share * 100.0))
+            .collect();
+    if shares.len() > 1 {
+        let _ = writeln!(out, "A token finds its experts: {}", shares.join(", "));
+    }
 }
 
 fn rate(bytes_per_second: f64) -> String {
@@ -208,6 +234,11 @@ pub fn json(plan: &Plan) -> Value {
         "memory": usage(&outlook.memory),
         "expert_pool_bytes": plan.pool_bytes,
         "file_expert_bytes": expert_bytes(plan, Home::File),
+        "expert_chances": {
+            "device": outlook.chances.device,
+            "memory": outlook.chances.memory,
+            "file": outlook.chances.file,
+        },
         "device_limit_bytes": machine.device.map(|device| device.size_bytes),
         "memory_limit_bytes": machine.memory.size_bytes,
         "bytes_per_token": plan.demand.bytes_per_token(),

@@ -25,8 +25,12 @@ pub struct Demand {
     pub cache_bytes: u64,
     /// Compute buffers, where a whole micro-batch is computed.
     pub compute_bytes: u64,
+    /// Compute buffers of the host where it computes experts of a whole micro-batch beside devices.
+    pub beside_bytes: u64,
     /// The largest tensor. Devices take over products of large batches with weights of the host, and need room for a copy.
     pub largest_bytes: u64,
+    /// The largest that is no expert: streamed experts are not taken over.
+    pub largest_dense_bytes: u64,
     /// Embeddings, of which a token reads one row. They stay on the host.
     pub table_bytes: u64,
     /// Whether the output matrix is that table, in a copy where it is on a device.
@@ -74,6 +78,9 @@ impl Demand {
         for tensor in tensors {
             demand.largest_bytes = demand.largest_bytes.max(tensor.size);
             let Some(id) = TensorId::parse(&tensor.name) else { continue };
+            if id.expert.is_none() && id.role.unstacked().is_none() && id.role != TensorRole::TokenEmbd {
+                demand.largest_dense_bytes = demand.largest_dense_bytes.max(tensor.size);
+            }
             let layer = id.layer.filter(|layer| *layer < hparams.n_layer);
             let first = layer.map(|layer| layer * n_expert);
             match (first, id.expert) {

@@ -2,15 +2,19 @@
 //!
 //! The items are the dense weights of each layer (every token reads all of them) with its KV cache, the experts of each
 //! layer (a token reads those it takes), and compute buffers wherever something is computed. Fast memory goes to the dense
-//! weights first, because nothing pays as much, then to experts. Decoding is bound by reading weights, so a token takes the
-//! sum over all places of the bytes read there by the place's bandwidth, and a time that does not depend on where things
-//! are; work in two places at once would be faster. Only reading the file is counted beside computing, as it is done so.
+//! weights first, because nothing pays as much, then to experts. What the host's memory has no room for stays in the file: it
+//! is streamed through a pool, or, where that can't be, read through the page cache.
 
 mod demand;
+mod device;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use demand::{Demand, ExpertItem, compute_bytes};
+pub use time::{Chances, TokenTime};
+
+use device::OnDevice;
 
 /// A memory, or a disk.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,13 +38,29 @@ pub struct Machine {
     pub seconds_per_token: f64,
 }
 
-/// What the user has decided; the plan decides the rest.
+/// How experts are read that live in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Streaming {
+    /// Through the page cache. Layers that devices have some experts of are then mapped as a whole.
+    Never,
+    /// Through a pool, where not all experts have room.
+    #[default]
+    AsNeeded,
+    /// Through a pool: of so many bytes, or of the memory that is left.
+    Always(Option<u64>),
+}
+
+/// What the user has decided; the plan decides the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decided {
     /// Layers on devices, the output counted as one.
     pub n_gpu_layers: Option<u32>,
     /// From the first on, layers whose experts stay on the host.
     pub n_host_expert_layers: Option<u32>,
+    /// For each layer its experts on devices, where the layer itself is.
+    pub slots: Option<Vec<Vec<u32>>>,
+    /// How experts are read that live in the file.
+    pub streaming: Streaming,
 }
 
 /// Of its compute buffers the host needs about this part beside devices.
@@ -52,7 +72,8 @@ pub enum Grain {
     /// All experts of a layer: those of the last layers go to the device.
     #[default]
     Layer,
-    /// Each expert by itself, the likeliest first. Where the device has not all of a layer, the host has.
+    /// Each expert by itself, the likeliest first. Where the device has not all of a layer, the host has, unless experts
+    /// are streamed.
     Expert,
 }
 
@@ -99,26 +120,6 @@ impl Usage {
     }
 }
 
-/// What a token takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TokenTime {
-    /// Seconds for weights on devices.
-    pub device: f64,
-    /// Seconds for weights in the host's memory, those read from the file included.
-    pub memory: f64,
-    /// Seconds of waiting for the file: experts are multiplied while others are being read.
-    pub file: f64,
-    /// Seconds for the rest.
-    pub rest: f64,
-}
-
-impl TokenTime {
-    /// Seconds in all.
-    pub fn total(&self) -> f64 {
-        self.device + self.memory + self.file + self.rest
-    }
-}
-
 /// The plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outlook {
@@ -130,8 +131,12 @@ pub struct Outlook {
     pub device: Usage,
     /// In the host's memory.
     pub memory: Usage,
+    /// Whether experts that are not on devices come from a pool.
+    pub is_streamed: bool,
     /// What a token takes.
     pub time: TokenTime,
+    /// Where a token finds its experts.
+    pub chances: Chances,
 }
 
 /// The least that is needed does not fit.
@@ -166,125 +171,142 @@ impl Outlook {
         (first / demand.n_expert.max(1) as usize) as u32
     }
 
-    /// Memory for experts where not all have room: where they live, where others are read to, and what is left besides.
-    pub fn pool_bytes(&self, machine: &Machine) -> u64 {
+    /// Memory for experts where they are streamed: where they live, where others are read to, and what is left besides.
+    pub fn pool_bytes(&self, machine: &Machine, decided: &Decided) -> Option<u64> {
         let others = self.memory.total_bytes() - self.memory.expert_bytes - self.memory.staging_bytes;
-        machine.memory.size_bytes.saturating_sub(others)
+        let left = machine.memory.size_bytes.saturating_sub(others);
+        self.is_streamed.then_some(match decided.streaming {
+            Streaming::Always(Some(given)) => given,
+            _ => left,
+        })
     }
 }
 
 /// The plan for a machine.
 ///
+/// Experts are kept in memory where all have room, if need be with whole layers on devices instead of single experts, which
+/// the host would have too. Otherwise they are streamed, if that may be.
+///
 /// # Errors
 /// [`Shortage`] where all but the experts, with room to read experts into, does not fit in the host's memory.
-pub fn plan(demand: &Demand, machine: &Machine, decided: Decided, grain: Grain) -> Result<Outlook, Shortage> {
-    let mut homes = vec![Home::File; demand.experts.len()];
-    let (n_gpu_layers, device) = fill_device(demand, machine, decided, grain, &mut homes);
-    let n_gpu = n_gpu_layers as usize;
-    let n_host = demand.dense_bytes.len() - n_gpu;
-    let mut dense_bytes: u64 = demand.dense_bytes[..n_host].iter().sum();
-    if demand.is_tied && n_gpu == 0 {
-        dense_bytes = dense_bytes.saturating_sub(demand.table_bytes);
-    }
-    // Devices compute large batches.
-    let compute_bytes = match device.compute_bytes {
-        0 => demand.compute_bytes,
-        _ => demand.compute_bytes / HOST_PART,
-    };
-    let n_host_layers = (n_host as u64).min(u64::from(demand.n_layer()));
-    let resident = Usage {
-        dense_bytes,
-        cache_bytes: n_host_layers * demand.cache_bytes,
-        compute_bytes,
-        other_bytes: demand.table_bytes.saturating_add(demand.program_bytes),
-        ..Usage::default()
-    };
-    // Either all the rest fits, or a part of the memory is for what is being read.
-    let mirrored = mirrored_bytes(demand, &homes);
-    let left: u64 = items(demand, &homes, Home::File).map(|item| item.size_bytes).sum();
-    let available_bytes = machine.memory.size_bytes;
-    let everything = Usage { expert_bytes: left.saturating_add(mirrored), ..resident };
-    let staged = Usage { staging_bytes: demand.staging_bytes(), ..resident };
-    if everything.total_bytes() > available_bytes && mirrored > 0 {
-        // There is no memory for keeping experts twice.
-        return plan(demand, machine, decided, Grain::Layer);
-    }
-    let mut memory = if everything.total_bytes() <= available_bytes { resident } else { staged };
-    if memory.total_bytes() > available_bytes {
-        let least = if staged.total_bytes() < everything.total_bytes() { staged } else { everything };
-        return Err(Shortage { needed: least, available_bytes });
-    }
-    let room = available_bytes - memory.total_bytes();
-    memory.expert_bytes = fill(demand, &by_chance(demand), &mut homes, Home::Memory, room) + mirrored;
-    let time = token_time(demand, machine, n_gpu, &homes);
-    Ok(Outlook { n_gpu_layers, experts: homes, device, memory, time })
-}
-
-/// Chooses what goes to the devices; the number of layers there, and what they take.
-fn fill_device(
+pub fn plan(
     demand: &Demand,
     machine: &Machine,
-    decided: Decided,
+    decided: &Decided,
     grain: Grain,
-    homes: &mut [Home],
-) -> (u32, Usage) {
-    let Some(device) = machine.device else { return (0, Usage::default()) };
-    let all = demand.dense_bytes.len();
-    let expert_bytes = demand.expert_bytes();
-    // Where all is on devices, nothing is copied there.
-    let everything = Usage {
-        dense_bytes: demand.dense_bytes.iter().sum(),
-        expert_bytes,
-        cache_bytes: demand.cache_bytes * u64::from(demand.n_layer()),
-        compute_bytes: demand.compute_bytes,
-        ..Usage::default()
-    };
-    let is_free = decided.n_gpu_layers.is_none_or(|n| n as usize >= all)
-        && decided.n_host_expert_layers.unwrap_or(0) == 0;
-    if is_free && everything.total_bytes() <= device.size_bytes {
-        homes.fill(Home::Device);
-        return (all as u32, everything);
-    }
-    let usage = |n: usize| {
-        let dense_bytes = demand.dense_bytes.iter().rev().take(n).sum();
-        let cache_bytes = demand.cache_bytes * n.saturating_sub(1) as u64; // the output has none
-        let is_used = n > 0 || decided.n_gpu_layers.is_some();
-        let compute_bytes = if is_used { demand.compute_bytes + demand.largest_bytes } else { 0 };
-        Usage { dense_bytes, cache_bytes, compute_bytes, ..Usage::default() }
-    };
-    let fits = |n: &usize| usage(*n).total_bytes() <= device.size_bytes;
-    let n = match decided.n_gpu_layers {
-        Some(n) => (n as usize).min(all),
-        None => (0..=all).rev().find(fits).unwrap_or(0),
-    };
-    let mut used = usage(n);
-    if n == 0 {
-        return (0, used);
-    }
-    let room = device.size_bytes.saturating_sub(used.total_bytes());
-    // Experts of layers that are on the device; where the user has named layers, exactly those.
-    let first = (all - n) as u32;
-    let first = decided.n_host_expert_layers.map_or(first, |n| n.max(first));
-    let on_device = |index: &usize| demand.experts[*index].layer >= first;
-    if decided.n_gpu_layers.is_some() && decided.n_host_expert_layers.is_some() {
-        let chosen: Vec<usize> = (0..homes.len()).filter(on_device).collect();
-        used.expert_bytes = fill(demand, &chosen, homes, Home::Device, u64::MAX);
-    } else if grain == Grain::Expert {
-        let mut chosen = by_chance(demand);
-        chosen.retain(on_device);
-        used.expert_bytes = fill(demand, &chosen, homes, Home::Device, room);
-    } else {
-        for layer in (first..demand.n_layer()).rev() {
-            let experts: Vec<usize> =
-                (0..homes.len()).filter(|i| demand.experts[*i].layer == layer).collect();
-            let size: u64 = experts.iter().map(|i| demand.experts[*i].size_bytes).sum();
-            if size > room - used.expert_bytes {
-                break;
+) -> Result<Outlook, Shortage> {
+    let try_with = |grain, streams| Attempt::new(demand, machine, decided, grain, streams);
+    let pool_bytes = match decided.streaming {
+        Streaming::Always(pool_bytes) => pool_bytes,
+        Streaming::Never | Streaming::AsNeeded => {
+            let first = try_with(grain, false);
+            let by_layer = if first.fits() { first } else { try_with(Grain::Layer, false) };
+            if by_layer.fits() || decided.streaming == Streaming::Never {
+                return by_layer.finish(None);
             }
-            used.expert_bytes += fill(demand, &experts, homes, Home::Device, size);
+            None
         }
+    };
+    try_with(grain, true).finish(pool_bytes)
+}
+
+/// A choice of what is on devices, and what the rest takes of the host's memory.
+struct Attempt<'a> {
+    demand: &'a Demand,
+    machine: &'a Machine,
+    on_device: OnDevice,
+    streams: bool,
+    /// The host's memory without experts.
+    resident: Usage,
+    /// Experts that are not on devices.
+    left_bytes: u64,
+    /// Experts that are in both memories.
+    mirrored_bytes: u64,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(
+        demand: &'a Demand,
+        machine: &'a Machine,
+        decided: &Decided,
+        grain: Grain,
+        streams: bool,
+    ) -> Attempt<'a> {
+        let on_device = OnDevice::choose(demand, machine.device, decided, grain, streams);
+        let n_gpu = on_device.n_layers as usize;
+        let n_host = demand.dense_bytes.len() - n_gpu;
+        let mut dense_bytes: u64 = demand.dense_bytes[..n_host].iter().sum();
+        if demand.is_tied && n_gpu == 0 {
+            dense_bytes = dense_bytes.saturating_sub(demand.table_bytes);
+        }
+        // Devices compute large batches, but for streamed experts.
+        let compute_bytes = match (on_device.usage.compute_bytes, streams) {
+            (0, _) => demand.compute_bytes,
+            (_, false) => demand.compute_bytes / HOST_PART,
+            (_, true) => demand.beside_bytes.max(demand.compute_bytes / HOST_PART),
+        };
+        let resident = Usage {
+            dense_bytes,
+            cache_bytes: (n_host as u64).min(u64::from(demand.n_layer())) * demand.cache_bytes,
+            compute_bytes,
+            other_bytes: demand.table_bytes.saturating_add(demand.program_bytes),
+            ..Usage::default()
+        };
+        let left_bytes = items(demand, &on_device.homes, Home::File).map(|item| item.size_bytes).sum();
+        let mirrored_bytes = if streams { 0 } else { mirrored_bytes(demand, &on_device.homes) };
+        Attempt { demand, machine, on_device, streams, resident, left_bytes, mirrored_bytes }
     }
-    (n as u32, used)
+
+    /// With all experts in memory.
+    fn everything(&self) -> Usage {
+        Usage { expert_bytes: self.left_bytes.saturating_add(self.mirrored_bytes), ..self.resident }
+    }
+
+    fn fits(&self) -> bool {
+        self.everything().total_bytes() <= self.machine.memory.size_bytes
+    }
+
+    /// Gives the host's memory to experts; to a pool of `pool_bytes` if that is given.
+    fn finish(self, pool_bytes: Option<u64>) -> Result<Outlook, Shortage> {
+        let Attempt { demand, machine, resident, .. } = self;
+        let available_bytes = machine.memory.size_bytes;
+        let staging_bytes = demand.staging_bytes();
+        let staged = Usage { staging_bytes, ..resident };
+        let least = match pool_bytes {
+            Some(bytes) => {
+                let expert_bytes = bytes.min(self.left_bytes).saturating_sub(staging_bytes);
+                Usage { expert_bytes, ..staged }
+            }
+            None if self.fits() && !self.streams => self.everything(),
+            // Either all the rest fits, or a part of the memory is for what is being read.
+            None if staged.total_bytes() < self.everything().total_bytes() => staged,
+            None => self.everything(),
+        };
+        if least.total_bytes() > available_bytes {
+            return Err(Shortage { needed: least, available_bytes });
+        }
+        let in_memory = self.fits() && !self.streams;
+        let mut memory = if in_memory { resident } else { staged };
+        let room = match pool_bytes {
+            Some(bytes) => bytes.saturating_sub(staging_bytes),
+            None => available_bytes.saturating_sub(memory.total_bytes()),
+        };
+        let OnDevice { n_layers, mut homes, usage: device } = self.on_device;
+        memory.expert_bytes = fill(demand, &by_chance(demand), &mut homes, Home::Memory, room);
+        if in_memory {
+            memory.expert_bytes += self.mirrored_bytes;
+        }
+        let (time, chances) = time::of_token(demand, machine, n_layers as usize, &homes);
+        Ok(Outlook {
+            n_gpu_layers: n_layers,
+            experts: homes,
+            device,
+            memory,
+            is_streamed: self.streams && self.left_bytes > 0,
+            time,
+            chances,
+        })
+    }
 }
 
 /// Experts on devices that the host has too, because it computes others of their layer.
@@ -323,30 +345,12 @@ fn items<'a>(demand: &'a Demand, homes: &'a [Home], home: Home) -> impl Iterator
     demand.experts.iter().zip(homes).filter(move |(_, at)| **at == home).map(|(item, _)| item)
 }
 
-fn token_time(demand: &Demand, machine: &Machine, n_gpu: usize, homes: &[Home]) -> TokenTime {
-    let reads = |home: Home| -> f64 {
-        items(demand, homes, home).map(|item| item.chance * item.size_bytes as f64).sum()
-    };
-    let n_host = demand.dense_bytes.len() - n_gpu;
-    let dense = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
-    let device_rate = machine.device.map_or(f64::INFINITY, |device| device.bytes_per_second);
-    let from_file = reads(Home::File);
-    let experts = (reads(Home::Memory) + from_file) / machine.memory.bytes_per_second;
-    let reading = if from_file > 0.0 { from_file / machine.file_bytes_per_second } else { 0.0 };
-    TokenTime {
-        device: (dense(&demand.dense_bytes[n_host..]) + reads(Home::Device)) / device_rate,
-        memory: dense(&demand.dense_bytes[..n_host]) / machine.memory.bytes_per_second + experts,
-        file: (reading - experts).max(0.0),
-        rest: machine.seconds_per_token,
-    }
-}
-
 /// Tokens per second with `extra_bytes` more on the device and, second, with as much more memory instead; `None` where
 /// there is no device, or it still does not fit.
 pub fn with_more(
     demand: &Demand,
     machine: &Machine,
-    decided: Decided,
+    decided: &Decided,
     grain: Grain,
     extra_bytes: u64,
 ) -> (Option<f64>, Option<f64>) {

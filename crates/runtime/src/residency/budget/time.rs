@@ -1,0 +1,151 @@
+//! How long a token takes where its weights are in several places.
+//!
+//! Decoding is bound by reading weights: what is in one place takes its bytes by the place's bandwidth, and a time is added
+//! that does not depend on where things are. What is done at once counts once: a device computes the experts it has of a
+//! layer while the CPU computes the others, and the file is read while the CPU multiplies.
+
+use super::{Demand, ExpertItem, Home, Machine};
+
+/// What a token takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenTime {
+    /// Seconds for weights on devices, but for those in which the CPU computes other experts of the same layer.
+    pub device: f64,
+    /// Seconds for weights in the host's memory, those read from the file included.
+    pub memory: f64,
+    /// Seconds of waiting for the file: experts are multiplied while others are being read.
+    pub file: f64,
+    /// Seconds for the rest.
+    pub rest: f64,
+}
+
+impl TokenTime {
+    /// Seconds in all.
+    pub fn total(&self) -> f64 {
+        self.device + self.memory + self.file + self.rest
+    }
+}
+
+/// Where a token finds the bytes of its experts: shares that add up to 1, or 0 of each without experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Chances {
+    /// On a device.
+    pub device: f64,
+    /// In the host's memory.
+    pub memory: f64,
+    /// In the file only.
+    pub file: f64,
+}
+
+/// What a token takes with dense weights of `n_gpu` layers on devices and experts at `homes`, and where it finds these.
+pub(super) fn of_token(
+    demand: &Demand,
+    machine: &Machine,
+    n_gpu: usize,
+    homes: &[Home],
+) -> (TokenTime, Chances) {
+    let device_rate = machine.device.map_or(f64::INFINITY, |device| device.bytes_per_second);
+    let memory_rate = machine.memory.bytes_per_second;
+    let n_expert = demand.n_expert.max(1) as usize;
+    let (mut device, mut memory) = (0.0, 0.0);
+    let mut reads = Reads::default();
+    for (items, homes) in demand.experts.chunks(n_expert).zip(homes.chunks(n_expert)) {
+        let layer = Reads::of(items, homes);
+        let on_host = (layer.memory + layer.file) / memory_rate;
+        memory += on_host;
+        device += beside(layer.device / device_rate, on_host, layer.hit_rate(), demand.n_used) - on_host;
+        reads.add(&layer);
+    }
+    let (host, on_device) = demand.dense_bytes.split_at(demand.dense_bytes.len() - n_gpu);
+    let dense = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
+    let reading = if reads.file > 0.0 { reads.file / machine.file_bytes_per_second } else { 0.0 };
+    let multiplying = (reads.memory + reads.file) / memory_rate;
+    let time = TokenTime {
+        device: dense(on_device) / device_rate + device,
+        memory: dense(host) / memory_rate + memory,
+        file: (reading - multiplying).max(0.0),
+        rest: machine.seconds_per_token,
+    };
+    (time, reads.chances())
+}
+
+/// Seconds for the experts of a layer, where a token's `n_used` choices are on the device with a chance of `hit_rate` each:
+/// the longer of both, for each number of choices that may be there. `device` and `host` are seconds on average.
+fn beside(device: f64, host: f64, hit_rate: f64, n_used: u32) -> f64 {
+    let (n, miss_rate) = (f64::from(n_used.max(1)), 1.0 - hit_rate);
+    if hit_rate <= 0.0 || miss_rate <= 0.0 {
+        return device + host;
+    }
+    // Of one choice.
+    let (of_hit, of_miss) = (device / (n * hit_rate), host / (n * miss_rate));
+    // The chance that none is there, then that one more is.
+    let mut chance = miss_rate.powi(n_used.max(1) as i32);
+    let mut seconds = 0.0;
+    for n_hits in 0..=n_used.max(1) {
+        let n_hits = f64::from(n_hits);
+        seconds += chance * (n_hits * of_hit).max((n - n_hits) * of_miss);
+        chance *= (n - n_hits) / (n_hits + 1.0) * hit_rate / miss_rate;
+    }
+    seconds
+}
+
+/// Bytes of experts that a token reads on average, by where they are.
+#[derive(Clone, Copy, Default)]
+struct Reads {
+    device: f64,
+    memory: f64,
+    file: f64,
+}
+
+impl Reads {
+    fn of(items: &[ExpertItem], homes: &[Home]) -> Reads {
+        let mut reads = Reads::default();
+        for (item, home) in items.iter().zip(homes) {
+            let bytes = item.chance * item.size_bytes as f64;
+            match home {
+                Home::Device => reads.device += bytes,
+                Home::Memory => reads.memory += bytes,
+                Home::File => reads.file += bytes,
+            }
+        }
+        reads
+    }
+
+    fn add(&mut self, other: &Reads) {
+        self.device += other.device;
+        self.memory += other.memory;
+        self.file += other.file;
+    }
+
+    fn hit_rate(&self) -> f64 {
+        self.chances().device
+    }
+
+    fn chances(&self) -> Chances {
+        let all = self.device + self.memory + self.file;
+        let share = |bytes: f64| if all > 0.0 { bytes / all } else { 0.0 };
+        Chances { device: share(self.device), memory: share(self.memory), file: share(self.file) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beside;
+
+    #[test]
+    fn a_layer_takes_the_longer_of_both_for_each_number_of_hits() {
+        // Two choices, half of them hits, 1 and 8 seconds each: 16, 8 and 2 with chances of 1/4, 1/2 and 1/4.
+        assert!((beside(1.0, 8.0, 0.5, 2) - 8.5).abs() < 1e-12);
+        assert_eq!(beside(3.0, 0.0, 1.0, 2), 3.0);
+        assert_eq!(beside(0.0, 5.0, 0.0, 2), 5.0);
+        // Many choices: what happens is what is likely, and the longer one counts.
+        assert!((beside(10.0, 40.0, 0.5, 64) - 40.0).abs() < 0.1);
+        // Never less than either, nor more than one after the other.
+        for n_used in 1..6 {
+            for tenths in 1..10 {
+                let seconds = beside(2.0, 3.0, f64::from(tenths) / 10.0, n_used);
+                assert!((3.0..=5.0 + 1e-12).contains(&seconds), "{n_used}, {tenths}: {seconds}");
+            }
+        }
+    }
+}
