@@ -221,7 +221,7 @@ fn yaml_text(yaml: &Yaml, keys: &[&str]) -> Option<String> {
 fn directory_name(dir: &Directory) -> String {
     let given = dir.path().file_name().map(|name| name.to_string_lossy().into_owned());
     let real = || Some(dir.real().file_name()?.to_string_lossy().into_owned());
-    given.or_else(real).unwrap_or_else(|| "model".into())
+    dir.hub_name().or(given).or_else(real).unwrap_or_else(|| "model".into())
 }
 
 /// A source by Hub name, by address, or with its parts stated.

@@ -43,6 +43,12 @@ impl Directory {
         &self.path
     }
 
+    /// What the hub calls the model, where this is one in its cache: `name` of `models--org--name/snapshots/REV`.
+    pub(crate) fn hub_name(&self) -> Option<String> {
+        let cached = hub_cache_of(&self.real)?.file_name()?.to_str()?.strip_prefix("models--")?;
+        cached.rsplit("--").next().filter(|name| !name.is_empty()).map(str::to_owned)
+    }
+
     /// Where it is without links.
     pub(crate) fn real(&self) -> &Path {
         &self.real
@@ -81,6 +87,14 @@ impl Directory {
         let path = self.path.join(relative);
         let real = match path.canonicalize() {
             Ok(real) => real,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+                return Err(Error::malformed(
+                    path,
+                    "file",
+                    "a link to nothing",
+                    "a file (a download unfinished?)",
+                ));
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Io { file: path, action: "cannot open", source }),
         };
@@ -92,9 +106,7 @@ impl Directory {
     }
 
     fn is_hub_blob(&self, real: &Path) -> bool {
-        let Some(snapshots) = self.real.parent() else { return false };
-        snapshots.file_name().is_some_and(|n| n == "snapshots")
-            && snapshots.parent().map(|model| model.join("blobs")).as_deref() == real.parent()
+        hub_cache_of(&self.real).is_some_and(|model| Some(model.join("blobs").as_path()) == real.parent())
     }
 
     /// The file and its length, or `None` where there is none of that name.
@@ -181,4 +193,12 @@ pub(crate) fn read_exact_at(file: &File, mut buf: &mut [u8], mut offset: u64) ->
         }
     }
     Ok(())
+}
+
+/// The model's folder in the hub's cache, for a directory that is one of its snapshots: `models--org--name` of
+/// `models--org--name/snapshots/REV`.
+pub fn hub_cache_of(real: &Path) -> Option<&Path> {
+    let snapshots =
+        real.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
+    snapshots.parent().filter(|model| model.join("blobs").is_dir())
 }

@@ -36,6 +36,7 @@ use config::Config;
 use directory::Directory;
 
 pub use card::{ModelCard, Sampling, Source};
+pub use directory::hub_cache_of;
 pub use error::{Error, MAX_MISSING_NAMES, Result};
 pub use mergekit::{ExpertSource, Mergekit};
 pub use vocabulary::{Special, TokenType, TokenizerModel, Vocabulary};

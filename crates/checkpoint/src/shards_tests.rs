@@ -93,7 +93,13 @@ fn the_hub_cache_links_to_its_blobs() {
         std::fs::copy(fixture.file(name), model.join("blobs").join(format!("hash-{name}"))).unwrap();
         std::os::unix::fs::symlink(format!("../../blobs/hash-{name}"), snapshot.join(name)).unwrap();
     }
-    crate::Checkpoint::open(&snapshot).unwrap();
+    let checkpoint = crate::Checkpoint::open(&snapshot).unwrap();
+    assert_eq!(checkpoint.card().name, "Name", "a revision is no name");
+    assert_eq!(crate::hub_cache_of(&snapshot), Some(model.as_path()));
+    // What a download that was broken off leaves.
+    std::fs::remove_file(model.join("blobs/hash-model.safetensors")).unwrap();
+    let text = crate::Checkpoint::open(&snapshot).unwrap_err().to_string();
+    assert!(text.contains("model.safetensors: file: found a link to nothing"), "{text}");
 }
 
 #[cfg(unix)]

@@ -2,8 +2,8 @@
 //! least harm for its bytes.
 //!
 //! Every type that a tensor may have is tried on a sample of it ([`measure`]); what its error there does to the model's
-//! output is for [`recipe::sensitivity`] to say; and [`budget`] chooses so that the sum over all tensors is smallest. Types
-//! that the user's rules fix stay, and are paid from the same budget.
+//! output is for [`sensitivity`] to say, as far as other models tell; and [`budget`] chooses so that the sum over all tensors
+//! is smallest. Types that the user's rules fix stay, and are paid from the same budget.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use quants::TensorType;
 use crate::measure::{self, Errors};
 use crate::plan::{self, Options, OutputPlan, Plan, PlannedTensor, Source, Step, target};
 use crate::recipe::budget::{self, Choice, TooSmall};
-use crate::recipe::{self, fit_to_row, is_quantizable, requires_importance};
+use crate::recipe::sensitivity::{self, MEASURED, N_MEASURED};
+use crate::recipe::{fit_to_row, is_quantizable, requires_importance};
 use crate::{Error, Input, Progress, block};
 
 use TensorType::*;
@@ -36,6 +37,8 @@ pub struct Fit {
     pub file_type: FileType,
     /// The type of each tensor that can be quantized.
     pub types: BTreeMap<TensorId, TensorType>,
+    /// Whether these are the types of llama.cpp's recipe, as none were found that are clearly better.
+    pub is_recipe: bool,
 }
 
 /// File types that a fitted file may be called by.
@@ -68,6 +71,12 @@ const SMALL_FILE_TYPES: &[FileType] = &[
 const CANDIDATES: &[TensorType] =
     &[IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, Q2_K, IQ3_XXS, Q3_K, IQ4_XS, IQ4_NL, Q4_K, Q5_K, Q6_K, Q8_0];
 
+/// Steps from the shares of one measured model to those of the other.
+const MIXTURES: u32 = 8;
+
+/// What costs less than this part is clearly better: predictions were up to a quarter from what was measured.
+const CLEARLY_LESS: f64 = 0.8;
+
 /// Types for each of `targets`. What `options` say of file types and of types already chosen is not looked at; the user's
 /// rules are. The model is sampled once, on `threads` threads (0: one per core).
 ///
@@ -98,8 +107,18 @@ pub fn fit(
         },
         false => by_recipe(known),
     }?;
-    let problem = Problem::new(input, &plan, options, threads, progress)?;
+    let recipes = targets.iter().filter_map(|target| match target {
+        Target::Recipe(file_type) => Some(*file_type),
+        _ => None,
+    });
+    let problem = Problem::new(input, &plan, recipes.collect(), options, threads, progress)?;
     targets.iter().map(|target| problem.solve(input, options, *target)).collect()
+}
+
+/// What a type takes of the file, and what it does to the output by the shares of each measured model.
+struct Price {
+    bytes: u64,
+    costs: [f64; N_MEASURED],
 }
 
 /// What can be chosen, and what it costs.
@@ -108,8 +127,8 @@ struct Problem<'a> {
     known: &'a [OutputPlan],
     /// The tensors of a file, with what each may be.
     tensors: Vec<(&'a PlannedTensor, Vec<TensorType>)>,
-    /// For each tensor, the bytes that each of its types takes in the file, and what it does to the output.
-    choices: Vec<Vec<Choice>>,
+    /// For each tensor, what each of its types takes and does.
+    prices: Vec<Vec<Price>>,
     /// Bytes of the file that are no tensor's.
     overhead: u64,
     n_weights: u64,
@@ -119,6 +138,7 @@ impl<'a> Problem<'a> {
     fn new(
         input: &dyn Input,
         plan: &'a Plan,
+        recipes: Vec<FileType>,
         options: &Options,
         threads: usize,
         progress: &dyn Progress,
@@ -128,11 +148,21 @@ impl<'a> Problem<'a> {
         for step in &plan.steps {
             steps.entry(target(&step.id, options.expert_layout)).or_default().push(step);
         }
-        let tensors: Vec<(&PlannedTensor, Vec<TensorType>)> = output
+        let mut tensors: Vec<(&PlannedTensor, Vec<TensorType>)> = output
             .tensors
             .iter()
             .map(|tensor| (tensor, candidates(tensor, &steps[&tensor.id], options)))
             .collect();
+        // What they are compared with is to be measured too.
+        for theirs in plan.outputs.iter().filter(|output| recipes.contains(&output.file_type)) {
+            let types: BTreeMap<TensorId, TensorType> = theirs.tensors.iter().map(|t| (t.id, t.ty)).collect();
+            for (tensor, candidates) in &mut tensors {
+                let ty = types[&tensor.id];
+                if candidates.len() > 1 && !candidates.contains(&ty) {
+                    candidates.push(ty);
+                }
+            }
+        }
         let mut work: Vec<(&Step, Vec<TensorType>)> = Vec::new();
         for (tensor, types) in tensors.iter().filter(|(_, types)| types.len() > 1) {
             work.extend(steps[&tensor.id].iter().map(|step| (*step, types.clone())));
@@ -145,25 +175,23 @@ impl<'a> Problem<'a> {
             let bytes = ty.row_bytes(tensor.ne[0]).unwrap_or(u64::MAX >> 16);
             bytes.saturating_mul(tensor.ne[1..].iter().product()).next_multiple_of(alignment)
         };
-        let mut choices = Vec::new();
+        let mut prices = Vec::new();
         let mut in_tensors = 0;
         for (tensor, types) in &tensors {
             in_tensors += padded(tensor, tensor.ty);
-            let sensitivity = recipe::sensitivity::of(&tensor.id, hparams, tied);
-            let choice = |ty: &TensorType| {
+            let shares = MEASURED.map(|model| model.of(&tensor.id, hparams, tied));
+            let price = |ty: &TensorType| {
                 let error = match types.len() {
                     1 => 0.0,
                     _ => mean_error(*ty, &steps[&tensor.id], &errors),
                 };
-                Choice {
-                    bytes: padded(tensor, *ty),
-                    cost: sensitivity * (error + recipe::sensitivity::input_error(*ty)),
-                }
+                let error = error + sensitivity::input_error(*ty);
+                Price { bytes: padded(tensor, *ty), costs: shares.map(|share| share * error) }
             };
-            choices.push(types.iter().map(choice).collect());
+            prices.push(types.iter().map(price).collect());
         }
         let overhead = output.layout.total_size().saturating_sub(in_tensors);
-        Ok(Problem { known: &plan.outputs, tensors, choices, overhead, n_weights: output.n_weights() })
+        Ok(Problem { known: &plan.outputs, tensors, prices, overhead, n_weights: output.n_weights() })
     }
 
     fn solve(&self, input: &dyn Input, options: &Options, target: Target) -> Result<Fit, Error> {
@@ -175,25 +203,20 @@ impl<'a> Problem<'a> {
             }
             Target::Recipe(file_type) => of_recipe(file_type).map_or(0, |output| output.layout.total_size()),
         };
-        let mut choices = self.choices.clone();
-        if let Target::Recipe(_) = target {
-            // A file that is called by a quantized type has no matrices that are not.
-            for ((_, types), choices) in self.tensors.iter().zip(&mut choices).filter(|(t, _)| t.1.len() > 1)
-            {
-                let unquantized = types.iter().zip(choices).filter(|(ty, _)| !ty.is_quantized());
-                unquantized.for_each(|(_, choice)| choice.cost = f64::MAX);
-            }
-        }
+        let theirs = match target {
+            Target::Recipe(file_type) => of_recipe(file_type).map(|output| self.indices(output)),
+            _ => None,
+        };
         let mut budget = max_bytes.saturating_sub(self.overhead);
         loop {
-            let chosen = match budget::choose(&choices, budget) {
+            let (chosen, is_recipe) = match self.choose(budget, target, theirs.as_deref()) {
                 Ok(chosen) if max_bytes >= self.overhead => chosen,
                 Ok(_) | Err(TooSmall { .. }) => return Err(self.too_small(target, options)),
             };
             let types = self.tensors.iter().zip(&chosen).map(|((tensor, types), i)| (tensor, types[*i]));
             let types = types.filter(|(tensor, _)| is_quantizable(&tensor.id, &tensor.ne));
             let types: BTreeMap<TensorId, TensorType> = types.map(|(tensor, ty)| (tensor.id, ty)).collect();
-            let mut fit = Fit { file_type: FileType::BF16, types };
+            let mut fit = Fit { file_type: FileType::BF16, types, is_recipe };
             let (size, file_type) = self.measure_file(input, options, &fit)?;
             fit.file_type = match target {
                 Target::Recipe(file_type) => file_type,
@@ -205,6 +228,86 @@ impl<'a> Problem<'a> {
                 excess => budget = budget.saturating_sub(excess),
             }
         }
+    }
+
+    /// Which candidate each tensor has in a file.
+    fn indices(&self, output: &OutputPlan) -> Vec<usize> {
+        let types: BTreeMap<TensorId, TensorType> = output.tensors.iter().map(|t| (t.id, t.ty)).collect();
+        let index = |(tensor, candidates): &(&PlannedTensor, Vec<TensorType>)| {
+            candidates.iter().position(|ty| *ty == types[&tensor.id]).unwrap_or(0)
+        };
+        self.tensors.iter().map(index).collect()
+    }
+
+    /// What a choice does, by the shares of each measured model.
+    fn costs(&self, chosen: &[usize]) -> [f64; N_MEASURED] {
+        let mut sums = [0.0; N_MEASURED];
+        for (prices, i) in self.prices.iter().zip(chosen) {
+            sums.iter_mut().zip(prices[*i].costs).for_each(|(sum, cost)| *sum += cost);
+        }
+        sums
+    }
+
+    /// The candidates of least cost within a budget, by the shares of each measured model times its weight.
+    fn cheapest(
+        &self,
+        budget: u64,
+        target: Target,
+        weights: [f64; N_MEASURED],
+    ) -> Result<Vec<usize>, TooSmall> {
+        let of_tensor = |((_, types), prices): (&(_, Vec<TensorType>), &Vec<Price>)| -> Vec<Choice> {
+            // A file that is called by a quantized type has no matrices that are not, if it can.
+            let all = !matches!(target, Target::Recipe(_)) || !types.iter().any(|ty| ty.is_quantized());
+            let choice = |(ty, price): (&TensorType, &Price)| {
+                let cost = price.costs.iter().zip(weights).map(|(cost, weight)| cost * weight).sum();
+                Choice { bytes: price.bytes, cost: if all || ty.is_quantized() { cost } else { f64::MAX } }
+            };
+            types.iter().zip(prices).map(choice).collect()
+        };
+        let choices: Vec<Vec<Choice>> = self.tensors.iter().zip(&self.prices).map(of_tensor).collect();
+        budget::choose(&choices, budget)
+    }
+
+    /// A candidate for each tensor within a budget, and whether they are `theirs`: llama.cpp's, where a file is to be of the
+    /// size of one.
+    ///
+    /// Which shares a model has is known only after measuring it. So the choice is the one whose cost, in parts of a
+    /// reference, is least by those shares that speak against it most. The reference is what llama.cpp's types cost; where
+    /// there are none, the least that is possible by the same shares. What is not clearly better than llama.cpp's
+    /// choice by all shares is given up for that.
+    fn choose(
+        &self,
+        budget: u64,
+        target: Target,
+        theirs: Option<&[usize]>,
+    ) -> Result<(Vec<usize>, bool), TooSmall> {
+        let mut reference = [0.0; N_MEASURED];
+        for (model, reference) in reference.iter_mut().enumerate() {
+            let mut weights = [0.0; N_MEASURED];
+            weights[model] = 1.0;
+            let cost = match theirs {
+                Some(theirs) => self.costs(theirs)[model],
+                None => self.costs(&self.cheapest(budget, target, weights)?)[model],
+            };
+            *reference = if cost > 0.0 { cost } else { 1.0 };
+        }
+        let worst = |chosen: &[usize]| {
+            self.costs(chosen).iter().zip(reference).map(|(cost, of)| cost / of).fold(0.0, f64::max)
+        };
+        let mut best: Option<(f64, Vec<usize>)> = None;
+        for step in 0..=MIXTURES {
+            let part = f64::from(step) / f64::from(MIXTURES);
+            let chosen = self.cheapest(budget, target, [(1.0 - part) / reference[0], part / reference[1]])?;
+            let found = worst(&chosen);
+            if best.as_ref().is_none_or(|(least, _)| found < *least) {
+                best = Some((found, chosen));
+            }
+        }
+        Ok(match (best, theirs) {
+            (Some((ratio, _)), Some(theirs)) if ratio > CLEARLY_LESS => (theirs.to_vec(), true),
+            (Some((_, chosen)), _) => (chosen, false),
+            (None, _) => unreachable!("there is one mixture at least"),
+        })
     }
 }
 
@@ -229,8 +332,8 @@ impl Problem<'_> {
     }
 
     fn too_small(&self, target: Target, options: &Options) -> Error {
-        let smallest = |choices: &Vec<Choice>| choices.iter().map(|c| c.bytes).min().unwrap_or(0);
-        let tensors: u64 = self.choices.iter().map(smallest).sum();
+        let smallest = |prices: &Vec<Price>| prices.iter().map(|p| p.bytes).min().unwrap_or(0);
+        let tensors: u64 = self.prices.iter().map(smallest).sum();
         let has_importance = options.importance.is_some();
         let (found, minimum) = match target {
             Target::BitsPerWeight(bits) => {

@@ -241,3 +241,35 @@ fn no_file_is_larger_than_by_llama_cpp_s_recipe() {
         }
     }
 }
+
+#[test]
+fn a_choice_is_clearly_better_by_all_shares_or_it_is_llama_cpp_s() {
+    let (mut n_kept, mut n_found) = (0, 0);
+    for n_expert in [2, 4, 8] {
+        let input = Synthetic::new(3, n_expert);
+        let names = ["q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs", "q8_0"];
+        let file_types: Vec<FileType> = names.iter().map(|name| FileType::from_name(name).unwrap()).collect();
+        let options = Options { file_types: file_types.clone(), ..Options::default() };
+        let plan = Plan::new(&input, &options).unwrap();
+        let problem = Problem::new(&input, &plan, file_types.clone(), &options, 2, &NoProgress).unwrap();
+        for (theirs, file_type) in plan.outputs.iter().zip(file_types) {
+            let fit = problem.solve(&input, &options, Target::Recipe(file_type)).unwrap();
+            let ours = plan_of(&input, &options, &fit);
+            let (ours, theirs) = (&ours.outputs[0], problem.indices(theirs));
+            let ours = problem.indices(ours);
+            if fit.is_recipe {
+                assert_eq!(ours, theirs, "{file_type}");
+                n_kept += 1;
+            } else {
+                n_found += 1;
+                for (ours, theirs) in problem.costs(&ours).into_iter().zip(problem.costs(&theirs)) {
+                    assert!(
+                        ours <= theirs * CLEARLY_LESS,
+                        "{file_type}, {n_expert} experts: {ours}, {theirs}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(n_kept > 0 && n_found > 0, "{n_kept} kept, {n_found} found");
+}

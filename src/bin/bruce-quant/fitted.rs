@@ -15,7 +15,15 @@ pub fn choose(config: &mut Config, input: &dyn Input) -> Result<(), anyhow::Erro
         Fitted::ToTarget(target, _) => (vec![*target], Vec::new()),
         Fitted::ToRecipe => {
             let of_types = config.plan.file_types.iter().copied();
-            let fitted: Vec<FileType> = of_types.filter(|ty| has_room(*ty, input)).collect();
+            let (fitted, others): (Vec<FileType>, Vec<FileType>) =
+                of_types.partition(|ty| has_room(*ty, input));
+            for file_type in others.iter().filter(|_| !config.quiet) {
+                let why = match input.hparams().n_expert {
+                    0 | 1 => "the model has no experts",
+                    _ => "it has no types to be shifted",
+                };
+                eprintln!("note: --recipe moe: {file_type} keeps llama.cpp's types: {why}");
+            }
             (fitted.iter().copied().map(Target::Recipe).collect(), fitted)
         }
     };
@@ -26,6 +34,14 @@ pub fn choose(config: &mut Config, input: &dyn Input) -> Result<(), anyhow::Erro
     let found = convert::fit(input, &config.plan, &targets, config.execute.threads, drawn.as_ref());
     drop(drawn);
     let found = found.map_err(config::advise)?;
+    if !config.quiet {
+        for fit in found.iter().filter(|fit| fit.is_recipe) {
+            let name = fit.file_type;
+            eprintln!(
+                "note: --recipe moe: {name} keeps llama.cpp's types: found none that are clearly better"
+            );
+        }
+    }
     if file_types.is_empty() {
         config.plan.file_types = found.iter().map(|fit| fit.file_type).collect();
     }
