@@ -46,6 +46,18 @@ pub(crate) fn will_need(map: &Mmap, offset: u64, len: u64) {
     let _ = (map, offset, len);
 }
 
+/// Lets go of the pages of a range, which count as the process's own memory until then. They are read again when touched.
+pub(crate) fn release(map: &Mmap, offset: u64, len: u64) {
+    #[cfg(unix)]
+    {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the mapping is one of a file that nobody writes to, so that pages come back as they were.
+        let _ = unsafe { map.unchecked_advise_range(advice, offset as usize, len as usize) };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, offset, len);
+}
+
 /// Makes the loss of a mapped page (the file was truncated, or its disk failed) end the program with a message and
 /// exit code 1 instead of the bare signal SIGBUS, and removes unfinished output files first. For programs, once, at
 /// their start.

@@ -180,6 +180,13 @@ impl Gguf {
         mmap::will_need(&self.maps[tensor.part], tensor.offset + offset, len);
     }
 
+    /// Lets go of the memory that `len` bytes of a tensor's data from `offset` on take; they are read again when they are
+    /// used again.
+    pub fn release(&self, tensor: &TensorInfo, offset: u64, len: u64) {
+        let len = len.min(tensor.size.saturating_sub(offset));
+        mmap::release(&self.maps[tensor.part], tensor.offset + offset, len);
+    }
+
     /// Bytes of all files.
     pub fn file_size(&self) -> u64 {
         self.maps.iter().map(|map| map.len() as u64).sum()

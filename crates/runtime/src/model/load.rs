@@ -56,6 +56,12 @@ pub(super) fn load(
     Ok(Loaded { weights, sizes, slots, expert_pool })
 }
 
+/// Bytes that are copied before the file's pages are let go of, so that weights are not in memory twice.
+const WINDOW_BYTES: usize = 32 << 20;
+/// Threads that copy weights, at most, and what each has to do at least.
+const MAX_COPIERS: usize = 4;
+const MIN_SHARE_BYTES: usize = 1 << 20;
+
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host.
 fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> {
     for part in 0..gguf.parts().len() {
@@ -107,6 +113,7 @@ fn copy(
         Buffer::allocate(place, &tensors, "weights")?.set_weights();
     }
     let total: u64 = copied.iter().flat_map(|p| &p.pieces).map(|piece| piece.size as u64).sum();
+    let n_copiers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_COPIERS));
     let mut done = 0;
     for pending in copied {
         if let Some(files) = direct {
@@ -126,16 +133,33 @@ fn copy(
             // A layout of its own is made from all of the bytes at once.
             pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
         } else {
+            let n_threads = if pending.place.is_host() { n_copiers } else { 1 };
             let mut offset = 0;
-            for piece in pieces {
-                pending.tensor.write(offset, piece);
-                offset += piece.len();
+            for (piece, bytes) in pending.pieces.iter().zip(pieces) {
+                for (number, window) in bytes.chunks(WINDOW_BYTES).enumerate() {
+                    let start = number * WINDOW_BYTES;
+                    write(&pending.tensor, offset + start, window, n_threads);
+                    gguf.release(piece.info, (piece.start + start) as u64, window.len() as u64);
+                }
+                offset += bytes.len();
             }
         }
         done += pending.pieces.iter().map(|piece| piece.size as u64).sum::<u64>();
         progress.bytes(done, total);
     }
     Ok(())
+}
+
+/// Copies `bytes` to `tensor` from byte `offset` on, in so many threads: one alone does not use all of the memory's speed,
+/// and waits for the system to clear fresh pages.
+fn write(tensor: &Tensor, offset: usize, bytes: &[u8], n_threads: usize) {
+    let share = bytes.len().div_ceil(n_threads).max(MIN_SHARE_BYTES);
+    std::thread::scope(|scope| {
+        for (number, share_bytes) in bytes.chunks(share).enumerate().skip(1) {
+            scope.spawn(move || tensor.write(offset + number * share, share_bytes));
+        }
+        tensor.write(offset, &bytes[..share.min(bytes.len())]);
+    });
 }
 
 /// Gives the tables of slots a place beside these. They are no weights: they change, and nothing is computed where they
