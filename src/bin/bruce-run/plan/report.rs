@@ -91,7 +91,7 @@ fn layers(out: &mut String, plan: &Plan) {
         true => on_device(home) == on_device(&homes[0]),
         false => *home == homes[0],
     });
-    if n_expert == 0 || (is_even && !(is_streamed && on_device(&homes[0]))) {
+    if n_expert == 0 || is_even {
         return;
     }
     let count = |layer: &[Home], home: Home| layer.iter().filter(|at| **at == home).count();
