@@ -83,7 +83,7 @@ for kernels in bruce ggml; do
     answer=$(arm bruce-run "$out/q4_k.gguf" -p "In the beginning" -n 32 --temp 0 --kernels $kernels)
     echo "$kernels: $answer"
     [ -n "$answer" ] || failed+=("no answer with the kernels $kernels")
-    scoring=(perplexity "$out/q4_k.gguf" -f models/tiny-moe/heldout.txt --chunks 2 --kernels $kernels --json)
+    scoring=(perplexity "$out/q4_k.gguf" -f models/tiny-moe/heldout.txt --chunks 2 -c 128 --kernels $kernels --json)
     here_perplexity=$("$here/bruce-run" "${scoring[@]}" | perplexity_of)
     arm_perplexity=$(arm bruce-run "${scoring[@]}" | perplexity_of)
     echo "$kernels: perplexity $arm_perplexity, on this machine $here_perplexity"
