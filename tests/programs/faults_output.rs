@@ -105,6 +105,30 @@ fn the_input_is_never_the_output() {
 }
 
 #[test]
+fn a_snapshot_in_the_hub_s_cache_is_read_and_left_alone() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let model = cache.path().join("models--me--Tiny-MoE");
+    let snapshot = model.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+    fs::create_dir_all(&snapshot).and_then(|()| fs::create_dir_all(model.join("blobs"))).expect("folders");
+    let source = root().join("models/tiny-moe");
+    for name in listing(&source) {
+        fs::copy(source.join(&name), model.join("blobs").join(&name)).expect("a copy");
+        symlink(Path::new("../../blobs").join(&name), snapshot.join(&name)).expect("a link");
+    }
+    let here = tempfile::tempdir().expect("a folder");
+    succeed(bruce_quant().current_dir(here.path()).arg(&snapshot).args(["-q", "q8_0", "--quiet"]));
+    assert_eq!(
+        listing(here.path()),
+        ["Tiny-MoE-Q8_0.gguf"],
+        "named as the hub does, in the working directory"
+    );
+    assert_eq!(listing(&model.join("snapshots")).len(), 1);
+    fs::remove_file(model.join("blobs/model.safetensors")).expect("the file is there");
+    let output = run(bruce_quant().current_dir(here.path()).arg(&snapshot).args(["-q", "q4_k"]));
+    refused(&output, 1, &["model.safetensors", "link to nothing"]);
+}
+
+#[test]
 fn an_unknown_type_is_answered_with_the_known_ones() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = bruce_quant();

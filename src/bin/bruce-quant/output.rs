@@ -52,11 +52,13 @@ fn base_name(config: &Config, plan: &Plan) -> String {
     let directory =
         directory.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     let is_hash = |name: &str| name.len() >= 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_cached = config.model.canonicalize().is_ok_and(|model| checkpoint::hub_cache_of(&model).is_some());
     match directory {
         Some(name)
             if config.plan.name.is_none()
                 && !NAMELESS.contains(&name.to_lowercase().as_str())
-                && !is_hash(&name) =>
+                && !is_hash(&name)
+                && !is_cached =>
         {
             name
         }
@@ -85,9 +87,13 @@ fn ends_as_directory(path: &Path) -> bool {
         || matches!(path.components().next_back(), Some(Component::CurDir | Component::ParentDir))
 }
 
-/// The directory that holds the checkpoint directory or GGUF file.
+/// The directory that holds the checkpoint directory or GGUF file; for one in the hub's cache, which others keep, the
+/// working directory.
 fn beside(model: &Path) -> Result<PathBuf, anyhow::Error> {
     let whole = model.canonicalize().with_context(|| format!("{}: cannot resolve", model.display()))?;
+    if checkpoint::hub_cache_of(&whole).is_some() {
+        return Ok(PathBuf::new());
+    }
     let parent = whole.parent().map(Path::to_owned).unwrap_or(whole);
     // Shown as it was typed, where that means the same.
     match model.parent() {
