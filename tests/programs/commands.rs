@@ -172,6 +172,27 @@ fn devices_name_the_cpu() {
 }
 
 #[test]
+fn kernels_use_the_level_that_is_asked_for() {
+    let with = |level: &str| {
+        let mut command = bruce_run();
+        command.arg("devices").env("BRUCE_KERNEL_LEVEL", level);
+        command
+    };
+    assert!(succeed(&mut with("scalar")).contains("\nKernel level: scalar (BRUCE_KERNEL_LEVEL takes scalar"));
+    let list = json(with("scalar").arg("--json"));
+    assert!(
+        list.as_array().expect("a list").iter().any(|device| device["kernel_level"] == "scalar"),
+        "{list}"
+    );
+    let last_line = |command: &mut Command| succeed(command).lines().last().map(str::to_owned);
+    let unset = last_line(bruce_run().arg("devices").env_remove("BRUCE_KERNEL_LEVEL"));
+    assert_eq!(last_line(&mut with("")), unset);
+    for level in ["avx3", "AVX2"] {
+        refused(&run(&mut with(level)), 2, &["BRUCE_KERNEL_LEVEL", level, "scalar"]);
+    }
+}
+
+#[test]
 fn every_subcommand_has_examples() {
     for name in ["inspect", "tokenize", "bench", "perplexity", "kl-divergence", "imatrix", "devices"] {
         let help = succeed(bruce_run().args([name, "--help"]));

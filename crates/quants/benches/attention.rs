@@ -111,7 +111,9 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
     let mut times = vec![Vec::new(); levels.len() + 1];
     let head_bytes = keys.len() / n_head_kv;
     let group = n_head / n_head_kv;
-    let mut gathered = vec![0.0; 16 * group * dim];
+    // As many queries at a time as the runtime takes.
+    let n_together = (128 / group).max(1);
+    let mut gathered = vec![0.0; n_together * group * dim];
     for run in 0..=options.runs {
         for (i, times) in times.iter_mut().enumerate() {
             let start = thread_seconds();
@@ -122,8 +124,8 @@ fn measure(options: &Options, ty: TensorType, depth: usize, batch: usize) {
                         let range = head * head_bytes..(head + 1) * head_bytes;
                         let keys = Cells::new(ty, &keys[range.clone()], dim).expect("whole rows");
                         let values = Cells::new(ty, &values[range], dim).expect("whole rows");
-                        for first in (0..batch).step_by(16) {
-                            let tokens: Vec<_> = (first..(first + 16).min(batch))
+                        for first in (0..batch).step_by(n_together) {
+                            let tokens: Vec<_> = (first..(first + n_together).min(batch))
                                 .map(|token| Token {
                                     queries: &queries[(token * n_head + head * group) * dim..][..group * dim],
                                     visible: 0..depth + token + 1,

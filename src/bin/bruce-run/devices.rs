@@ -1,7 +1,8 @@
 //! `bruce-run devices`: what models can run on.
 
-use crate::print;
+use crate::{kernel_level, print};
 use ggml::DeviceKind;
+use quants::matmul::Level;
 use serde_json::json;
 use std::fmt::Write;
 
@@ -14,7 +15,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints one line for each device: name, kind, description, memory.
+/// Prints one line for each device: name, kind, description, memory; then which level of our own kernels the CPU runs.
 ///
 /// # Errors
 /// Where no device is found, or stdout can't be written.
@@ -26,12 +27,14 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
             .iter()
             .map(|device| {
                 let (free, total) = device.memory();
+                let is_cpu = device.kind() == DeviceKind::Cpu;
                 json!({
                     "name": device.name(),
                     "kind": kind(device.kind()),
                     "description": device.description(),
                     "memory_free_bytes": free,
                     "memory_total_bytes": total,
+                    "kernel_level": is_cpu.then(|| Level::current().name()),
                 })
             })
             .collect();
@@ -47,6 +50,8 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         }
         text.push('\n');
     }
+    let (level, variable) = (Level::current().name(), kernel_level::VARIABLE);
+    let _ = writeln!(text, "\nKernel level: {level} ({variable} takes {})", kernel_level::supported());
     print(&text)
 }
 

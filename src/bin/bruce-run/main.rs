@@ -8,6 +8,7 @@ mod generate;
 mod imatrix;
 mod inspect;
 mod interrupt;
+mod kernel_level;
 mod kl_divergence;
 mod logits_file;
 mod parallel;
@@ -39,6 +40,9 @@ fn main() -> ExitCode {
         Ok(command) => command,
         Err(ended) => return ended,
     };
+    if let Err(error) = kernel_level::choose() {
+        return exit::finish(Err(error));
+    }
     match run(&command) {
         Ok(Ended::Interrupted) => ExitCode::from(exit::INTERRUPTED),
         Ok(Ended::Done) => exit::finish(Ok(())),

@@ -6,6 +6,10 @@ use super::aarch64::matmul as aarch64;
 use super::x86::matmul as x86;
 use crate::TensorType;
 use crate::matmul::{ActivationKind, Shape, multiply_scalar};
+use std::sync::OnceLock;
+
+/// What [`Level::current`] is.
+static CURRENT: OnceLock<Level> = OnceLock::new();
 
 /// An instruction set with kernels of its own. All levels give the same bits.
 ///
@@ -37,6 +41,17 @@ impl Level {
             return Self(Isa::AArch64(isa));
         }
         Self::SCALAR
+    }
+
+    /// The level of all kernels that are not told another: the best, unless another was [chosen](Level::choose).
+    pub fn current() -> Self {
+        *CURRENT.get_or_init(Self::detect)
+    }
+
+    /// Makes this the [current](Level::current) level of the process, unless one has been asked for before; the result is
+    /// the current one.
+    pub fn choose(self) -> Self {
+        *CURRENT.get_or_init(|| self)
     }
 
     /// Every level that this processor has, the scalar one first.
@@ -74,7 +89,7 @@ impl Level {
 /// Stores a row of activations. All levels give the same bytes.
 pub(crate) fn quantize_activations(kind: ActivationKind, row: &[f32], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if Level::detect() != Level::SCALAR {
+    if Level::current() != Level::SCALAR {
         // SAFETY: the processor has AVX2, as every level but the scalar one needs.
         return unsafe { x86::quantize_activations(kind, row, out) };
     }

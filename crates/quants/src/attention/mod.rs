@@ -107,7 +107,7 @@ pub fn attend(
     workspace: &mut Workspace,
     out: &mut [f32],
 ) {
-    attend_at(Level::detect(), keys, values, scale, tokens, workspace, out);
+    attend_at(Level::current(), keys, values, scale, tokens, workspace, out);
 }
 
 /// As [`attend`], with the kernels of this level.

@@ -133,7 +133,7 @@ pub fn multiply(
     out: &mut [f32],
     out_stride: usize,
 ) -> Result<(), Error> {
-    multiply_at(Level::detect(), ty, weights, n_cols, activations, out, out_stride)
+    multiply_at(Level::current(), ty, weights, n_cols, activations, out, out_stride)
 }
 
 /// As [`multiply`], with the kernels of this level.

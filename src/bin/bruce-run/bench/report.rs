@@ -97,7 +97,10 @@ impl Report {
     /// What comes behind the last row.
     pub fn footer(&self) -> String {
         match self.format {
-            Format::Md => format!("\nbuild: {}\n", env!("BRUCE_VERSION")),
+            Format::Md => {
+                let level = quants::matmul::Level::current().name();
+                format!("\nbuild: {}, kernel level: {level}\n", env!("BRUCE_VERSION"))
+            }
             Format::Json => "\n]\n".to_owned(),
             _ => String::new(),
         }

@@ -27,7 +27,8 @@ Examples:
   bruce-run bench model.gguf -p 512 -n 128
 
 Flags are llama.cpp's, in its spelling too (-ngl 99, -no-cnv). Where a flag is not given, the variable LLAMA_ARG_<FLAG>
-counts: LLAMA_ARG_CTX_SIZE=4096, LLAMA_ARG_N_GPU_LAYERS=99.";
+counts: LLAMA_ARG_CTX_SIZE=4096, LLAMA_ARG_N_GPU_LAYERS=99. BRUCE_KERNEL_LEVEL=avx2 and the like make --kernels bruce do
+with less than the processor has; bruce-run devices shows which levels there are.";
 
 /// Runs GGUF models of the Llama family, dense and Mixture-of-Experts.
 #[derive(Debug, Parser)]

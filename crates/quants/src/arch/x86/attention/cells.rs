@@ -45,17 +45,6 @@ pub(super) unsafe fn widen<V: Vector>(values: &Cells<'_>, cells: Range<usize>, o
     unsafe { for_type!(values.ty, rows::<V>, (values, cells, out)) }
 }
 
-/// Reads one cell.
-///
-/// # Safety
-///
-/// The processor must have the vector's instructions and F16C, and `out` be good for a row, padded to whole [`LANES`].
-#[inline(always)]
-pub(super) unsafe fn widen_row<V: Vector>(values: &Cells<'_>, cell: usize, out: *mut f32) {
-    // SAFETY: as promised by the caller.
-    unsafe { for_type!(values.ty, row::<V>, (values, cell, out)) }
-}
-
 /// Reads these cells, of one block, to their columns in `out`: rows of [`BLOCK`] cells, one for each element, those of a
 /// sum of the dot product behind one another. In columns of other cells, numbers without a meaning are left.
 ///
@@ -91,7 +80,7 @@ unsafe fn padded(from: *const u8, n: usize) -> [u8; 64] {
 #[inline(always)]
 fn prefetch(from: *const u8, row_bytes: usize) {
     // SAFETY: x86-64 has the instruction, which never faults.
-    unsafe { _mm_prefetch(from.wrapping_add(BLOCK * row_bytes).cast(), _MM_HINT_T0) };
+    unsafe { _mm_prefetch(from.wrapping_add(BLOCK * row_bytes).cast(), _MM_HINT_T1) };
 }
 
 /// # Safety
@@ -108,7 +97,7 @@ unsafe fn rows<V: Vector, const TY: u32>(values: &Cells<'_>, cells: Range<usize>
 
 /// # Safety
 ///
-/// As for [`widen_row`].
+/// As for [`widen`], for one row.
 #[inline(always)]
 unsafe fn row<V: Vector, const TY: u32>(values: &Cells<'_>, cell: usize, out: *mut f32) {
     let (dim, row_bytes) = (values.dim, values.row_bytes);
@@ -116,15 +105,24 @@ unsafe fn row<V: Vector, const TY: u32>(values: &Cells<'_>, cell: usize, out: *m
     for at in (0..row_bytes).step_by(64) {
         prefetch(row.wrapping_add(at), row_bytes);
     }
+    if TY == Q8_0 {
+        for b in 0..dim / Q8_0_LEN {
+            // SAFETY: as promised by the caller; offsets lie within the row.
+            unsafe {
+                let (block, out) = (row.add(b * Q8_0_BYTES), out.add(b * Q8_0_LEN));
+                let d = _mm_cvtsi32_si128(i32::from(block.cast::<u16>().read_unaligned()));
+                let d = V::splat(_mm_cvtss_f32(_mm_cvtph_ps(d)));
+                for at in (0..Q8_0_LEN).step_by(V::LEN) {
+                    V::mul(V::read::<TY>(block.add(2 + at)), d).store(out.add(at));
+                }
+            }
+        }
+        return;
+    }
     for at in (0..dim.next_multiple_of(LANES)).step_by(V::LEN) {
         // SAFETY: as promised by the caller; offsets lie within the row.
         unsafe {
-            let vector = if TY == Q8_0 {
-                let block = row.add(at / Q8_0_LEN * Q8_0_BYTES);
-                let d = _mm_cvtsi32_si128(i32::from(block.cast::<u16>().read_unaligned()));
-                let d = V::splat(_mm_cvtss_f32(_mm_cvtph_ps(d)));
-                V::mul(V::read::<TY>(block.add(2 + at % Q8_0_LEN)), d)
-            } else if at + V::LEN <= dim {
+            let vector = if at + V::LEN <= dim {
                 V::read::<TY>(row.add(at * element_bytes(TY)))
             } else {
                 let rest = dim.saturating_sub(at) * element_bytes(TY);

@@ -1,20 +1,19 @@
-//! Attention for x86-64: for many rows of queries kernels over transposed keys, with AVX2 or AVX-512; else the definition
-//! compiled for AVX2, which needs no transposition.
+//! Attention for x86-64: kernels over transposed keys, with AVX2 or AVX-512.
 #![allow(clippy::needless_range_loop, reason = "arrays of registers are walked side by side")]
 
+#[cfg(avx512)]
+#[clippy::msrv = "1.89"]
+mod avx512;
 mod cells;
 mod kernels;
 mod vector;
 
 use self::vector::Vector;
 use super::matmul::Isa;
-use crate::attention::{BLOCK, Buffers, Job, LANES, Lanes, Steps, attend_by, attend_with};
+use crate::attention::{BLOCK, Buffers, Job, LANES, Lanes, Steps, attend_by};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
-
-/// Rows of queries from which on transposing keys pays.
-const MANY_ROWS: usize = 8;
 
 /// Calls a kernel for `n` rows, `max` or fewer.
 macro_rules! with_rows {
@@ -40,7 +39,6 @@ pub(crate) unsafe fn attend(isa: Isa, job: &Job<'_>, buffers: &mut Buffers, out:
     // SAFETY: as promised by the caller.
     unsafe {
         match isa {
-            _ if job.tokens.len() * job.n_heads < MANY_ROWS => attend_few(job, buffers, out),
             #[cfg(avx512)]
             Isa::Avx512Vnni | Isa::Amx => attend_512(job, buffers, out),
             _ => attend_256(job, buffers, out),
@@ -142,17 +140,4 @@ impl<V: Vector, const LEN: usize, const C: usize, const R: usize, const N: usize
             row += n;
         }
     }
-}
-
-/// Does the job by the definition, in sixteen registers of eight lanes: eight sums, and what is multiplied.
-///
-/// # Safety
-///
-/// The processor must have these instructions.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn attend_few(job: &Job<'_>, buffers: &mut Buffers, out: &mut [f32]) {
-    attend_with::<2, 2, 4, 1>(job, buffers, out, |cells, cell, row| {
-        // SAFETY: the row is as long as that of a cell; instructions as required above.
-        unsafe { cells::widen_row::<__m256>(cells, cell, row.as_mut_ptr().cast()) }
-    });
 }
