@@ -38,7 +38,7 @@ pub enum Kernels {
 }
 
 /// Bytes of weights from which on our kernels are the default.
-const LARGE_MODEL: u64 = 1 << 30;
+const LARGE_MODEL: u64 = 128 << 20;
 
 impl Kernels {
     /// The default for a model with so many bytes of weights: ggml's where the model is small, as speed matters little

@@ -108,6 +108,6 @@ fn weights_that_ours_read_are_not_copied_to_be_repacked() {
 fn small_models_keep_the_kernels_of_llama_cpp() {
     let file = tiny_moe("q4_k", Stacked);
     assert_eq!(load(&file.path, &ModelOptions::default()).kernels(), Kernels::Ggml);
-    assert_eq!(Kernels::for_weights((1 << 30) - 1), Kernels::Ggml);
-    assert_eq!(Kernels::for_weights(1 << 30), Kernels::Bruce);
+    assert_eq!(Kernels::for_weights((128 << 20) - 1), Kernels::Ggml);
+    assert_eq!(Kernels::for_weights(128 << 20), Kernels::Bruce);
 }

@@ -80,7 +80,7 @@ pub struct LoadArgs {
     mlock: bool,
 
     /// Whose code multiplies with weights on the CPU: bruce (fast, from the file's layout) or ggml (as llama.cpp does)
-    /// [default: bruce from 1 GiB of weights on]
+    /// [default: bruce from 128 MiB of weights on]
     #[arg(long, value_name = "NAME", value_parser = kernels_parser())]
     kernels: Option<Kernels>,
 
