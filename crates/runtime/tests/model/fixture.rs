@@ -80,6 +80,21 @@ pub fn rewrite(path: &Path, edit_metadata: impl Fn(&mut Metadata), edit: impl Fn
     Fixture { _dir: dir, path }
 }
 
+/// The small model in one tensor for each expert, of which some have another type.
+pub fn mixed_types() -> Fixture {
+    let split = tiny_moe("f32", ExpertLayout::Split);
+    rewrite(
+        &split.path,
+        |_| {},
+        |name| {
+            let other = name.contains("ffn_up.1.")
+                || name.contains("ffn_down.2.")
+                || name == "blk.1.ffn_gate.3.weight";
+            if other { Edit::Retype(TensorType::Q8_0) } else { Edit::Keep }
+        },
+    )
+}
+
 /// Reads weights where the file is mapped, which is the same arithmetic in every layout and place. No devices: those that
 /// stand in for a GPU in one test are there for all tests of the process.
 pub fn plain() -> ModelOptions {

@@ -8,7 +8,6 @@
 
 use crate::fixture::*;
 use convert::ExpertLayout::{Split, Stacked};
-use quants::TensorType;
 use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
 use runtime::{Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
 use std::path::Path;
@@ -130,17 +129,7 @@ fn slots_hold_as_much_memory_as_their_experts() {
 #[test]
 fn experts_of_several_types_have_slots_of_their_own() {
     let device = device(64 << 20);
-    let split = tiny_moe("f32", Split);
-    let mixed = rewrite(
-        &split.path,
-        |_| {},
-        |name| {
-            let other = name.contains("ffn_up.1.")
-                || name.contains("ffn_down.2.")
-                || name == "blk.1.ffn_gate.3.weight";
-            if other { Edit::Retype(TensorType::Q8_0) } else { Edit::Keep }
-        },
-    );
+    let mixed = mixed_types();
     let by_kernels = [Kernels::Ggml, Kernels::Bruce].map(|k| (k, answers_of(&mixed.path, &host(k))));
     for slots in [ExpertSlots::Uniform(3), ExpertSlots::Experts(vec![vec![2], vec![3, 1, 0], vec![1, 2]])] {
         for (kernels, expected) in &by_kernels {

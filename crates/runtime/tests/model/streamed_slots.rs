@@ -6,7 +6,6 @@
 use crate::fixture::*;
 use crate::streaming::least_pool;
 use convert::ExpertLayout::{Split, Stacked};
-use quants::TensorType;
 use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
 use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
 use std::path::Path;
@@ -84,17 +83,7 @@ fn answers_are_those_with_all_experts_in_memory() {
 #[test]
 fn experts_of_several_types_are_streamed_beside_their_slots() {
     let device = stand_in(64 << 20);
-    let split = tiny_moe("f32", Split);
-    let mixed = rewrite(
-        &split.path,
-        |_| {},
-        |name| {
-            let other = name.contains("ffn_up.1.")
-                || name.contains("ffn_down.2.")
-                || name == "blk.1.ffn_gate.3.weight";
-            if other { Edit::Retype(TensorType::Q8_0) } else { Edit::Keep }
-        },
-    );
+    let mixed = mixed_types();
     let uneven = ExpertSlots::Experts(vec![vec![2], vec![3, 1, 0], vec![1, 2]]);
     let mapped = mapped(device, |placement| placement.expert_slots = Some(uneven.clone()));
     let expected = token_by_token(&load(&mixed.path, &mapped), 12, || ());
