@@ -46,7 +46,14 @@ pub(crate) struct Buffers {
 /// What depends on how an instruction set arranges keys and queries. In [`Buffers`] only it looks at these.
 pub(crate) trait Steps {
     /// Stores the elements of a query, which are to be scaled.
-    fn keep_query(&self, query: &[f32], scale: f32, kept: &mut [Lanes]);
+    #[inline(always)]
+    fn keep_query(&self, query: &[f32], scale: f32, kept: &mut [Lanes]) {
+        for (lanes, part) in kept.iter_mut().zip(query.chunks(LANES)) {
+            for (lane, element) in lanes.0.iter_mut().zip(part) {
+                *lane = element * scale;
+            }
+        }
+    }
 
     /// Reads keys and values of these cells, which belong to one block.
     fn widen(&self, job: &Job<'_>, cells: Range<usize>, buffers: &mut Buffers);
@@ -139,15 +146,6 @@ impl<W, const R: usize, const C: usize, const G: usize, const V: usize> Steps fo
 where
     W: Fn(&Cells<'_>, usize, &mut [Lanes]),
 {
-    #[inline(always)]
-    fn keep_query(&self, query: &[f32], scale: f32, kept: &mut [Lanes]) {
-        for (lanes, part) in kept.iter_mut().zip(query.chunks(LANES)) {
-            for (lane, element) in lanes.0.iter_mut().zip(part) {
-                *lane = element * scale;
-            }
-        }
-    }
-
     #[inline(always)]
     fn widen(&self, job: &Job<'_>, cells: Range<usize>, buffers: &mut Buffers) {
         let (n_k, n_v) = (job.keys.dim.div_ceil(LANES), job.values.dim.div_ceil(LANES));

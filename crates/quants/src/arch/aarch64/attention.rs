@@ -23,15 +23,6 @@ struct Neon;
 
 impl Steps for Neon {
     #[inline(always)]
-    fn keep_query(&self, query: &[f32], scale: f32, kept: &mut [Lanes]) {
-        for (lanes, part) in kept.iter_mut().zip(query.chunks(LANES)) {
-            for (lane, element) in lanes.0.iter_mut().zip(part) {
-                *lane = element * scale;
-            }
-        }
-    }
-
-    #[inline(always)]
     fn widen(&self, job: &Job<'_>, cells: Range<usize>, buffers: &mut Buffers) {
         let (n_k, n_v) = (job.keys.dim.div_ceil(LANES), job.values.dim.div_ceil(LANES));
         for cell in cells {
