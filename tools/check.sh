@@ -45,8 +45,21 @@ step "Demo" tools/demo.sh
 count() {
     sed -n "s/^test result: .* \([0-9]*\) $1;.*/\1/p" "$cache/tests.log" | awk '{n += $1} END {print n + 0}'
 }
+# Where and why each failing test panicked, from what cargo printed of it.
+failures() {
+    awk '
+        /^---- .* stdout ----$/ { name = $2; next }
+        /^failures:$/ { name = ""; lines = 0 }
+        /process didn.t exit successfully.*signal/ { print "failed:" $0 }
+        name != "" && / panicked at / { sub(/.* panicked at /, ""); printf "failed: %s at %s\n", name, $0; lines = 12; next }
+        /^note: / || /^stack backtrace:/ { lines = 0 }
+        lines > 0 && NF { print "    " substr($0, 1, 400); lines-- }
+    ' "$cache/tests.log"
+}
+
 printf '\n== Summary (%d s)\n' $((SECONDS - started))
 cat "$BRUCE_SKIPPED"
+failures
 for what in "${broken[@]}"; do
     echo "failed: $what"
 done

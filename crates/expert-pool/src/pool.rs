@@ -20,14 +20,12 @@ pub struct Options {
     pub size_bytes: u64,
     /// Threads that read.
     pub n_readers: usize,
-    /// Whether memory that no pass needed yet is filled while the disk idles.
-    pub fill: bool,
 }
 
 impl Options {
     /// A pool of this size.
     pub fn of_size(size_bytes: u64) -> Options {
-        Options { size_bytes, n_readers: 4, fill: true }
+        Options { size_bytes, n_readers: 4 }
     }
 }
 
@@ -73,7 +71,7 @@ impl Pool {
             return Err(Error::TooSmall { found_bytes: options.size_bytes, needed_bytes });
         }
         let budget = options.size_bytes.min(layout.all_bytes() as u64) as usize;
-        let state = Mutex::new(State::new(Arc::clone(&layout), budget, options.fill));
+        let state = Mutex::new(State::new(Arc::clone(&layout), budget));
         let shared = Shared { layout, files, state, work: Condvar::new(), ready: Condvar::new() };
         let mut pool = Pool { shared: Arc::new(shared), readers: Vec::new(), turn: Mutex::new(()) };
         for number in 0..n_readers {
@@ -82,6 +80,13 @@ impl Pool {
             pool.readers.push(reader.spawn(move || read(&shared)).map_err(Error::Threads)?);
         }
         Ok(pool)
+    }
+
+    /// From now on readers with nothing else to do fill the memory that no pass has needed yet, in the order of the file.
+    /// Experts [elsewhere](Self::set_elsewhere) must have been named before: they are left out.
+    pub fn fill(&self) {
+        self.shared.lock().fill();
+        self.shared.work.notify_all();
     }
 
     /// Bytes that a pool for these layers has at least.

@@ -110,7 +110,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub fn new(layout: Arc<Layout>, budget_bytes: usize, fill: bool) -> State {
+    pub fn new(layout: Arc<Layout>, budget_bytes: usize) -> State {
         let slot = || Slot {
             data: Data::Absent,
             position: NONE,
@@ -131,7 +131,7 @@ impl State {
             cursor: 0,
             hints: Vec::new(),
             hint_cursor: 0,
-            fill_cursor: fill.then_some(0),
+            fill_cursor: None,
             pass: None,
             is_sweep: false,
             staged_bytes: 0,
@@ -148,6 +148,11 @@ impl State {
             read_bytes: 0,
             layout,
         }
+    }
+
+    /// As [`Pool::fill`](crate::Pool::fill).
+    pub fn fill(&mut self) {
+        self.fill_cursor = Some(0);
     }
 
     /// Begins a computation that `stop` ends early.

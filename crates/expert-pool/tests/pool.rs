@@ -61,7 +61,11 @@ fn layers() -> Vec<LayerSource> {
 
 fn pool(disk: &Arc<Disk>, size_bytes: u64, fill: bool) -> Pool {
     let files = Files::new(vec![(PathBuf::from("disk"), Box::new(Handle(Arc::clone(disk))))]);
-    Pool::new(files, &layers(), Options { size_bytes, n_readers: 2, fill }).expect("large enough")
+    let pool = Pool::new(files, &layers(), Options { size_bytes, n_readers: 2 }).expect("large enough");
+    if fill {
+        pool.fill();
+    }
+    pool
 }
 
 fn least() -> u64 {
@@ -255,7 +259,7 @@ fn a_stop_ends_the_waiting() {
 fn too_small_a_pool_says_what_it_needs() {
     let files =
         || Files::new(vec![(PathBuf::from("disk"), Box::new(Handle(Arc::default())) as Box<dyn ReadAt>)]);
-    let options = |size_bytes| Options { size_bytes, n_readers: 2, fill: false };
+    let options = |size_bytes| Options { size_bytes, n_readers: 2 };
     let error = Pool::new(files(), &layers(), options(least() - 1)).err().expect("one byte is missing");
     assert!(matches!(error, Error::TooSmall { needed_bytes, .. } if needed_bytes == least()), "{error}");
     assert!(Pool::new(files(), &layers(), options(least())).is_ok());

@@ -247,6 +247,10 @@ impl Model {
             };
             SlotCache::new(bytes, loaded.slots, n_expert_used as usize, moves, spared)
         });
+        // By now it knows what the slots have.
+        if let Some(pool) = &loaded.expert_pool {
+            pool.fill();
+        }
         Ok(Arc::new(Model {
             gguf,
             hparams,
