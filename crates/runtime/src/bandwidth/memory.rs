@@ -9,7 +9,11 @@ use std::time::Instant;
 /// Bytes that a measurement reads, at least and at most: between, it is a multiple of what caches hold.
 const MIN_BYTES: u64 = 256 << 20;
 const MAX_BYTES: u64 = 1 << 30;
-const PASSES: usize = 4;
+/// Streams in which a thread reads its share, as kernels do; which way is fastest depends on the machine.
+const STREAMS: [usize; 2] = [1, 8];
+const PASSES_EACH: usize = 3;
+/// Words of a stream that are read at a time.
+const RUN: usize = 32;
 
 /// Memory that is read to see how fast that goes.
 pub struct Memory {
@@ -31,31 +35,41 @@ impl Memory {
         Ok(Memory { bytes })
     }
 
-    /// Bytes a second that `n_threads` threads read together: the best of a few passes.
+    /// Bytes a second that `n_threads` threads read together: the best of a few passes, in one stream and in several.
     pub fn read_rate(&self, n_threads: u32) -> f64 {
         let words = self.bytes.as_chunks::<8>().0;
         let share = words.len().div_ceil(n_threads.max(1) as usize);
-        let pass = || {
+        let pass = |n_streams: usize| {
             let start = Instant::now();
             std::thread::scope(|scope| {
                 for words in words.chunks(share) {
-                    scope.spawn(move || black_box(sum(words)));
+                    scope.spawn(move || black_box(sum(words, n_streams)));
                 }
             });
             self.bytes.len() as f64 / start.elapsed().as_secs_f64().max(1e-9)
         };
-        (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
+        STREAMS.iter().cycle().take(PASSES_EACH * STREAMS.len()).map(|n| pass(*n)).fold(0.0, f64::max)
     }
 }
 
-/// Sixteen sums, so that loads never wait for an addition.
-fn sum(words: &[[u8; 8]]) -> u64 {
+/// All words together, read in so many streams at once.
+fn sum(words: &[[u8; 8]], n_streams: usize) -> u64 {
+    let share = words.len() / n_streams / RUN * RUN;
+    // Sixteen sums, so that loads never wait for an addition.
     let mut sums = [0u64; 16];
-    for chunk in words.chunks_exact(sums.len()) {
-        for (sum, word) in sums.iter_mut().zip(chunk) {
-            *sum ^= u64::from_ne_bytes(*word);
+    let mut add = |words: &[[u8; 8]]| {
+        for chunk in words.chunks(sums.len()) {
+            for (sum, word) in sums.iter_mut().zip(chunk) {
+                *sum ^= u64::from_ne_bytes(*word);
+            }
+        }
+    };
+    for at in (0..share).step_by(RUN) {
+        for stream in words.chunks_exact(share).take(n_streams) {
+            add(&stream[at..at + RUN]);
         }
     }
+    add(&words[n_streams * share..]);
     sums.iter().fold(0, |all, sum| all ^ sum)
 }
 
@@ -65,8 +79,10 @@ mod tests {
 
     #[test]
     fn every_word_is_read() {
-        let words: Vec<u64> = (1..=64).collect();
+        let words: Vec<u64> = (1..=1000).collect();
         let bytes: Vec<[u8; 8]> = words.iter().map(|word| word.to_ne_bytes()).collect();
-        assert_eq!(sum(&bytes), words.iter().fold(0, |all, word| all ^ word));
+        for n_streams in STREAMS {
+            assert_eq!(sum(&bytes, n_streams), words.iter().fold(0, |all, word| all ^ word), "{n_streams}");
+        }
     }
 }

@@ -343,6 +343,54 @@ pub(crate) unsafe fn scales<const TY: u32>(block: *const u8) -> Scales {
     }
 }
 
+/// The eight scales of a super-block of [`Q4_K`] or [`Q5_K`] and its eight minima, a byte each.
+///
+/// # Safety
+///
+/// 16 bytes must be readable.
+#[inline(always)]
+unsafe fn six_bits(block: *const u8) -> [u64; 2] {
+    // SAFETY: as promised by the caller.
+    let (first, last) = unsafe {
+        (block.add(4).cast::<u64>().read_unaligned(), block.add(12).cast::<u32>().read_unaligned())
+    };
+    // The first four of either, then the last four of either.
+    let lower = first & 0x3F3F_3F3F_3F3F_3F3F;
+    let nibbles = (u64::from(last) | u64::from(last) << 28) & 0x0F0F_0F0F_0F0F_0F0F;
+    let upper = (first >> 2 & 0x3030_3030_3030_3030) | nibbles;
+    [lower & 0xFFFF_FFFF | upper << 32, lower >> 32 | upper & 0xFFFF_FFFF_0000_0000]
+}
+
+/// As [`scales`], but those of [`Q4_K`] and [`Q5_K`] are bytes, all eight in each eight: see [`scale_at`].
+///
+/// # Safety
+///
+/// A block of the type must be readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn row_scales<const TY: u32>(block: *const u8) -> Scales {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match TY {
+            Q4_K | Q5_K => {
+                let [scales, mins] = six_bits(block).map(|bytes| bytes as i64);
+                let mins = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(mins));
+                Scales { scales: _mm256_set1_epi64x(scales), mins: _mm256_zextsi128_si256(mins) }
+            }
+            _ => scales::<TY>(block),
+        }
+    }
+}
+
+/// Where a shuffle finds the 16 bits of the scale of sub-block `s` of [`row_scales`].
+pub(crate) const fn scale_at(ty: u32, s: usize) -> i16 {
+    match ty {
+        // A byte, and zeros.
+        Q4_K | Q5_K => (s | 0x8000) as u16 as i16,
+        _ => (2 * s + 256 * (2 * s + 1)) as i16,
+    }
+}
+
 /// Sixteen i8 as i16: the even ones, then the odd ones.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -5,15 +5,13 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{ahead, float_scales, load, prefetch, quants, scales, short_quants, traits};
+use super::blocks::{float_scales, load, prefetch, quants, row_scales, scale_at, short_quants, traits};
 use crate::matmul::{LONG, LONG_SUMS, Layout, SHORT, Shape};
 
 /// Rows of weights that are worked on together.
 pub(crate) const GROUP: usize = 8;
-/// Blocks of 32 to fetch ahead, and bytes of blocks of 256. Measured: far enough for memory, near enough for the first
-/// cache.
-const SHORT_AHEAD: usize = 24;
-pub(super) const LONG_AHEAD_BYTES: usize = 1024;
+/// Bytes to fetch ahead of each row.
+pub(super) const AHEAD: usize = 2048;
 
 /// The sums across each of the eight vectors.
 #[inline]
@@ -34,22 +32,57 @@ fn sums_across_halves(v: &[__m256i; 8]) -> __m256i {
     _mm256_hadd_epi32(a, b)
 }
 
-/// Writes the first `n` results of a group.
+/// Rows of weights that are worked on together, as far apart as `stride` says.
 ///
-/// # Safety
-///
-/// `to` must be writable for `n` floats.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn store(to: *mut f32, dots: __m256, n: usize) {
-    // SAFETY: as promised by the caller, and for fewer than eight only as many as are asked for.
-    unsafe {
-        if n == GROUP {
-            _mm256_storeu_ps(to, dots);
-        } else {
-            let mut all = [0.0; GROUP];
+/// Each of the eight places goes through neighbouring rows from one group to the next, so that memory is read in eight
+/// streams without a break: what the processor fetches ahead of them on its own is always wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    first: usize,
+    stride: usize,
+    n_rows: usize,
+}
+
+impl Group {
+    /// The groups of so many rows; what is left of them is the last group, of fewer rows.
+    pub(super) fn of(n_rows: usize) -> impl Iterator<Item = Self> {
+        let stride = n_rows / GROUP;
+        let rest = n_rows % GROUP;
+        let whole = (0..stride).map(move |first| Self { first, stride, n_rows: GROUP });
+        whole.chain((rest > 0).then_some(Self { first: n_rows - rest, stride: 1, n_rows: rest }))
+    }
+
+    /// Where its rows begin. Missing rows are stood in for by the last one; what comes of them is not stored.
+    ///
+    /// # Safety
+    ///
+    /// `weights` must be those rows, of `row_bytes` bytes.
+    #[inline(always)]
+    pub(super) unsafe fn starts(self, weights: *const u8, row_bytes: usize) -> [*const u8; GROUP] {
+        let mut starts = [weights; GROUP];
+        for r in 0..GROUP {
+            // SAFETY: as promised by the caller.
+            starts[r] =
+                unsafe { weights.add((self.first + r.min(self.n_rows - 1) * self.stride) * row_bytes) };
+        }
+        starts
+    }
+
+    /// Writes its results.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be writable for a float for each of the rows that groups were made of.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn store(self, to: *mut f32, dots: __m256) {
+        let mut all = [0.0; GROUP];
+        // SAFETY: as promised by the caller.
+        unsafe {
             _mm256_storeu_ps(all.as_mut_ptr(), dots);
-            std::ptr::copy_nonoverlapping(all.as_ptr(), to, n);
+            for r in 0..self.n_rows {
+                *to.add(self.first + r * self.stride) = all[r];
+            }
         }
     }
 }
@@ -118,29 +151,18 @@ pub(crate) unsafe fn long<const TY: u32, const N: usize>(
 ) {
     let traits = const { traits(TY) };
     let n_blocks = shape.n_cols / LONG;
-    let mut first = 0;
     // SAFETY: all offsets lie within rows of the shape.
     unsafe {
-        while first < shape.n_rows {
-            let n_rows = GROUP.min(shape.n_rows - first);
-            // Missing rows are stood in for by the last one; what comes of them is not stored.
-            let mut blocks: [*const u8; GROUP] =
-                std::array::from_fn(|r| weights.add((first + r.min(n_rows - 1)) * shape.row_bytes));
+        for group in Group::of(shape.n_rows) {
+            let mut blocks = group.starts(weights, shape.row_bytes);
             let mut dots = [_mm256_setzero_ps(); N];
             for b in 0..n_blocks {
-                let ahead = ahead(
-                    b,
-                    n_blocks,
-                    LONG_AHEAD_BYTES / traits.block_bytes,
-                    GROUP * shape.row_bytes,
-                    traits.block_bytes,
-                );
                 let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
                 let mut msums = [[_mm256_setzero_si256(); GROUP]; N];
                 for r in 0..GROUP {
-                    prefetch(blocks[r].wrapping_offset(ahead), traits.block_bytes);
+                    prefetch(blocks[r].wrapping_add(AHEAD), traits.block_bytes);
                     let quants = quants::<TY>(blocks[r]);
-                    let factors = scales::<TY>(blocks[r]);
+                    let factors = row_scales::<TY>(blocks[r]);
                     for n in 0..N {
                         let row = activations.add(n * shape.layout.row_bytes);
                         let mut isum = long_sum::<TY>(&quants, factors.scales, row.add(b * LONG));
@@ -161,12 +183,13 @@ pub(crate) unsafe fn long<const TY: u32, const N: usize>(
                     let scale = scale.cast::<f32>().read_unaligned();
                     dots[n] = scaled::<TY>(dots[n], [d, dmin], scale, &isums[n], &msums[n]);
                 }
-                blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
+                for block in &mut blocks {
+                    *block = block.wrapping_add(traits.block_bytes);
+                }
             }
             for n in 0..N {
-                store(out.add(n * shape.out_stride + first), dots[n], n_rows);
+                group.store(out.add(n * shape.out_stride), dots[n]);
             }
-            first += n_rows;
         }
     }
 }
@@ -188,7 +211,7 @@ unsafe fn long_sum<const TY: u32>(quants: &[__m256i; 8], scales: __m256i, activa
         } else {
             _mm256_maddubs_epi16(quants[s], x)
         };
-        let which = _mm256_set1_epi16((2 * s + 256 * (2 * s + 1)) as i16);
+        let which = _mm256_set1_epi16(scale_at(TY, s));
         let scale = _mm256_shuffle_epi8(scales, which);
         isum = _mm256_add_epi32(isum, _mm256_madd_epi16(products, scale));
     }
@@ -210,20 +233,15 @@ pub(crate) unsafe fn short<const TY: u32, const N: usize>(
     let traits = const { traits(TY) };
     let n_blocks = shape.n_cols / SHORT;
     let ones = _mm256_set1_epi16(1);
-    let mut first = 0;
     // SAFETY: all offsets lie within rows of the shape.
     unsafe {
-        while first < shape.n_rows {
-            let n_rows = GROUP.min(shape.n_rows - first);
-            // Missing rows are stood in for by the last one; what comes of them is not stored.
-            let mut blocks: [*const u8; GROUP] =
-                std::array::from_fn(|r| weights.add((first + r.min(n_rows - 1)) * shape.row_bytes));
+        for group in Group::of(shape.n_rows) {
+            let mut blocks = group.starts(weights, shape.row_bytes);
             let mut dots = [_mm256_setzero_ps(); N];
             for b in 0..n_blocks {
-                let ahead = ahead(b, n_blocks, SHORT_AHEAD, GROUP * shape.row_bytes, traits.block_bytes);
                 let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
                 for r in 0..GROUP {
-                    prefetch(blocks[r].wrapping_offset(ahead), traits.block_bytes);
+                    prefetch(blocks[r].wrapping_add(AHEAD), traits.block_bytes);
                     let mut quants = short_quants::<TY>(blocks[r]);
                     if traits.offset != 0 {
                         quants = _mm256_sub_epi8(quants, _mm256_set1_epi8(traits.offset as i8));
@@ -248,12 +266,31 @@ pub(crate) unsafe fn short<const TY: u32, const N: usize>(
                         dots[n] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), dots[n]);
                     }
                 }
-                blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
+                for block in &mut blocks {
+                    *block = block.wrapping_add(traits.block_bytes);
+                }
             }
             for n in 0..N {
-                store(out.add(n * shape.out_stride + first), dots[n], n_rows);
+                group.store(out.add(n * shape.out_stride), dots[n]);
             }
-            first += n_rows;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GROUP, Group};
+
+    #[test]
+    fn groups_take_each_row_once() {
+        for n_rows in 0..100 {
+            let mut taken: Vec<usize> = Vec::new();
+            for group in Group::of(n_rows) {
+                assert!((1..=GROUP).contains(&group.n_rows));
+                taken.extend((0..group.n_rows).map(|r| group.first + r * group.stride));
+            }
+            taken.sort_unstable();
+            assert_eq!(taken, (0..n_rows).collect::<Vec<_>>());
         }
     }
 }

@@ -4,8 +4,10 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, ahead, float_scales, load, prefetch, scales, traits};
-use super::rows::{GROUP, LONG_AHEAD_BYTES, mins_times_sums, scaled, store};
+use super::blocks::{
+    Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, float_scales, load, prefetch, row_scales, scale_at, traits,
+};
+use super::rows::{AHEAD, GROUP, Group, mins_times_sums, scaled};
 use crate::TensorType;
 use crate::matmul::{LONG, Shape};
 
@@ -156,42 +158,32 @@ unsafe fn long<const TY: u32, const N: usize>(
     let n_blocks = shape.n_cols / LONG;
     // Which 16 bits of the scales go with each 32 columns; both layouts of scales have them in the same places.
     let which = runs.map(|[a, b]| {
-        let both = |run: usize| _mm256_set1_epi16((2 * run + 256 * (2 * run + 1)) as i16);
+        let both = |run: usize| _mm256_set1_epi16(scale_at(TY, run));
         joined(both(a), both(b))
     });
-    let mut first = 0;
     // SAFETY: all offsets lie within rows of the shape.
     unsafe {
-        while first < shape.n_rows {
-            let n_rows = GROUP.min(shape.n_rows - first);
-            // Missing rows are stood in for by the last one; what comes of them is not stored.
-            let mut blocks: [*const u8; GROUP] =
-                std::array::from_fn(|r| weights.add((first + r.min(n_rows - 1)) * shape.row_bytes));
+        for group in Group::of(shape.n_rows) {
+            let mut blocks = group.starts(weights, shape.row_bytes);
             let mut dots = [_mm256_setzero_ps(); N];
             for b in 0..n_blocks {
-                let ahead = ahead(
-                    b,
-                    n_blocks,
-                    LONG_AHEAD_BYTES / traits.block_bytes,
-                    GROUP * shape.row_bytes,
-                    traits.block_bytes,
-                );
-                let rows: [*const u8; N] =
-                    std::array::from_fn(|n| activations.add(n * shape.layout.row_bytes));
-                let columns: [[__m512i; 4]; N] = rows.map(|row| {
-                    runs.map(|[a, c]| {
-                        let row = row.add(b * LONG);
-                        joined(load(row.add(32 * a)), load(row.add(32 * c)))
-                    })
-                });
+                let mut columns = [[_mm512_setzero_si512(); 4]; N];
+                for n in 0..N {
+                    let row = activations.add(n * shape.layout.row_bytes + b * LONG);
+                    for k in 0..4 {
+                        let [low, high] = runs[k];
+                        columns[n][k] = joined(load(row.add(32 * low)), load(row.add(32 * high)));
+                    }
+                }
                 let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
                 let mut msums = [[_mm256_setzero_si256(); GROUP]; N];
                 for r in 0..GROUP {
-                    prefetch(blocks[r].wrapping_offset(ahead), traits.block_bytes);
+                    prefetch(blocks[r].wrapping_add(AHEAD), traits.block_bytes);
                     let quants = quants::<TY>(blocks[r]);
-                    let factors = scales::<TY>(blocks[r]);
+                    let factors = row_scales::<TY>(blocks[r]);
                     let spread = _mm512_broadcast_i64x4(factors.scales);
                     for n in 0..N {
+                        let row = activations.add(n * shape.layout.row_bytes);
                         let mut sums = _mm512_setzero_si512();
                         for k in 0..4 {
                             let products = _mm512_maddubs_epi16(quants[k], columns[n][k]);
@@ -202,7 +194,7 @@ unsafe fn long<const TY: u32, const N: usize>(
                             (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
                         let mut isum = _mm256_add_epi32(lower, upper);
                         if traits.minima || traits.offset != 0 {
-                            let msum = mins_times_sums::<TY>(factors.mins, rows[n], b, &shape.layout);
+                            let msum = mins_times_sums::<TY>(factors.mins, row, b, &shape.layout);
                             if traits.minima {
                                 msums[n][r] = msum;
                             } else {
@@ -214,15 +206,17 @@ unsafe fn long<const TY: u32, const N: usize>(
                 }
                 let (d, dmin) = float_scales::<TY>(&blocks);
                 for n in 0..N {
-                    let scale = rows[n].add(shape.layout.scales + 4 * b).cast::<f32>().read_unaligned();
+                    let scale = activations.add(n * shape.layout.row_bytes + shape.layout.scales + 4 * b);
+                    let scale = scale.cast::<f32>().read_unaligned();
                     dots[n] = scaled::<TY>(dots[n], [d, dmin], scale, &isums[n], &msums[n]);
                 }
-                blocks = blocks.map(|block| block.wrapping_add(traits.block_bytes));
+                for block in &mut blocks {
+                    *block = block.wrapping_add(traits.block_bytes);
+                }
             }
             for n in 0..N {
-                store(out.add(n * shape.out_stride + first), dots[n], n_rows);
+                group.store(out.add(n * shape.out_stride), dots[n]);
             }
-            first += n_rows;
         }
     }
 }
