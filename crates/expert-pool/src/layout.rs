@@ -45,10 +45,13 @@ pub struct LayerSource {
     pub down: Vec<MatrixSource>,
 }
 
-/// Bytes of a tile where rows allow it: enough for a disk to be at its best, few enough to begin multiplying early.
-const TILE_BYTES: usize = 1 << 20;
+/// A tile and the memory around it take no more than this, but where few rows are more: few enough to begin multiplying
+/// early.
+const MAX_SLOT_BYTES: usize = 2 << 20;
+/// And no less, where matrices are larger: enough for a disk to be at its best.
+const MIN_SLOT_BYTES: usize = 1 << 20;
 /// Tiles are whole multiples of this many rows, but for the last of a matrix.
-pub(crate) const TILE_STEP: usize = 128;
+pub(crate) const TILE_STEP: usize = 16;
 
 /// A matrix cut into tiles.
 #[derive(Debug)]
@@ -77,11 +80,11 @@ impl TilePlace {
     pub fn needed(&self) -> usize {
         self.skip + self.len
     }
+}
 
-    /// Bytes of the buffer: the same for tiles of one size, wherever they begin, so that one can take over from another.
-    pub fn capacity(&self) -> usize {
-        self.len.next_multiple_of(PAGE) + PAGE
-    }
+/// Bytes of whole pages that hold so many, wherever they begin in the first.
+fn capacity(len: usize) -> usize {
+    len.next_multiple_of(PAGE) + PAGE
 }
 
 /// Experts of a layer, as numbers of matrices.
@@ -120,23 +123,28 @@ pub(crate) struct Layout {
     pub matrices: Vec<Matrix>,
     pub tiles: Vec<TilePlace>,
     pub n_scores: usize,
+    /// Bytes of the memory for a tile: the same for all, so that each can take over from any other.
+    pub slot_bytes: usize,
 }
 
 impl Layout {
     /// # Panics
     /// When a layer has no experts, or its projections don't match.
     pub fn new(layers: &[LayerSource]) -> Layout {
-        let mut layout = Layout::default();
-        for layer in layers {
-            let n_expert = layer.gate.len();
-            assert!(n_expert > 0 && layer.up.len() == n_expert && layer.down.len() == n_expert, "{layer:?}");
-            let hidden: Vec<&MatrixSource> = layer.gate.iter().chain(&layer.up).collect();
-            let down: Vec<&MatrixSource> = layer.down.iter().collect();
-            let tile_rows = [tile_rows(&hidden), tile_rows(&down)];
-            let n_rows = [hidden[0].n_rows, down[0].n_rows];
-            assert!(
-                hidden.iter().all(|m| m.n_rows == n_rows[0]) && down.iter().all(|m| m.n_rows == n_rows[1])
-            );
+        let shapes: Vec<[Shape; 2]> = layers.iter().map(shapes).collect();
+        let all = || shapes.iter().flatten();
+        // The least memory for everything; among equals the smallest tiles.
+        let limits = (MIN_SLOT_BYTES..=MAX_SLOT_BYTES).step_by(16 * PAGE);
+        let cost = |limit: &usize| {
+            let n_tiles: usize = all().map(|shape| shape.n_tiles(*limit) * shape.n_matrices).sum();
+            n_tiles * all().map(|shape| shape.capacity(*limit)).max().unwrap_or(0)
+        };
+        let limit = limits.min_by_key(cost).expect("there is a size");
+        let slot_bytes = all().map(|shape| shape.capacity(limit)).max().unwrap_or(0);
+        let mut layout = Layout { slot_bytes, ..Layout::default() };
+        for (layer, shapes) in layers.iter().zip(&shapes) {
+            let tile_rows = shapes.map(|shape| shape.tile_rows(limit));
+            let n_rows = shapes.map(|shape| shape.n_rows);
             let first_score = layout.n_scores;
             let mut add = |sources: &[MatrixSource], tile_rows: usize| -> Vec<usize> {
                 sources
@@ -149,7 +157,7 @@ impl Layout {
             let up = add(&layer.up, tile_rows[0]);
             let down = add(&layer.down, tile_rows[1]);
             layout.layers.push(Layer { gate, up, down, tile_rows, n_rows, first_score });
-            layout.n_scores += n_expert;
+            layout.n_scores += layer.gate.len();
         }
         layout
     }
@@ -168,14 +176,9 @@ impl Layout {
         matrix
     }
 
-    /// Bytes of all tiles' buffers.
+    /// Bytes of memory for all tiles.
     pub fn all_bytes(&self) -> usize {
-        self.tiles.iter().map(TilePlace::capacity).sum()
-    }
-
-    /// Bytes of the largest buffer.
-    pub fn largest_tile(&self) -> usize {
-        self.tiles.iter().map(TilePlace::capacity).max().unwrap_or(0)
+        self.tiles.len() * self.slot_bytes
     }
 
     /// Tiles of the largest group: a gate's and an up's, or a down's of each expert.
@@ -184,10 +187,44 @@ impl Layout {
     }
 }
 
-/// As many rows as fit the widest of the matrices.
-fn tile_rows(matrices: &[&MatrixSource]) -> usize {
-    let widest = matrices.iter().map(|m| m.row_bytes).max().expect("a layer has experts");
-    (TILE_BYTES / widest.max(1) / TILE_STEP * TILE_STEP).max(TILE_STEP)
+/// Matrices that are cut alike: gates and ups of a layer, or downs.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    n_matrices: usize,
+    n_rows: usize,
+    /// Bytes of the widest row.
+    row_bytes: usize,
+}
+
+impl Shape {
+    fn of<'a>(matrices: impl Iterator<Item = &'a MatrixSource> + Clone) -> Shape {
+        let n_rows = matrices.clone().next().expect("a layer has experts").n_rows;
+        assert!(matrices.clone().all(|m| m.n_rows == n_rows), "projections of a layer match");
+        let row_bytes = matrices.clone().map(|m| m.row_bytes).max().unwrap_or(0).max(1);
+        Shape { n_matrices: matrices.count(), n_rows, row_bytes }
+    }
+
+    /// Rows of a tile with a capacity of at most `limit` bytes, so that the tiles of a matrix are about the same size.
+    fn tile_rows(&self, limit: usize) -> usize {
+        let most = ((limit - PAGE) / self.row_bytes / TILE_STEP * TILE_STEP).max(TILE_STEP);
+        let n_tiles = self.n_rows.div_ceil(most).max(1);
+        self.n_rows.div_ceil(n_tiles).next_multiple_of(TILE_STEP)
+    }
+
+    fn n_tiles(&self, limit: usize) -> usize {
+        self.n_rows.div_ceil(self.tile_rows(limit))
+    }
+
+    /// Bytes of the memory for a tile.
+    fn capacity(&self, limit: usize) -> usize {
+        capacity(self.tile_rows(limit).min(self.n_rows) * self.row_bytes)
+    }
+}
+
+fn shapes(layer: &LayerSource) -> [Shape; 2] {
+    let n_expert = layer.gate.len();
+    assert!(n_expert > 0 && layer.up.len() == n_expert && layer.down.len() == n_expert, "{layer:?}");
+    [Shape::of(layer.gate.iter().chain(&layer.up)), Shape::of(layer.down.iter())]
 }
 
 #[cfg(test)]
@@ -208,7 +245,7 @@ mod tests {
         let layout = Layout::new(&[layer.clone(), layer.clone()]);
         assert_eq!(layout.layers[1].first_score, 2);
         let tile_rows = layout.layers[0].tile_rows;
-        assert_eq!(tile_rows, [256, 128]); // 3360 bytes a row: 312 fit
+        assert_eq!(tile_rows.map(|rows| rows % TILE_STEP), [0, 0]);
         for (matrix, source) in
             layout.matrices.iter().zip(layer.gate.iter().chain(&layer.up).chain(&layer.down))
         {
@@ -216,13 +253,28 @@ mod tests {
             for tile in &layout.tiles[matrix.tiles.clone()] {
                 assert_eq!(tile.start + tile.skip as u64, at);
                 assert!(tile.start.is_multiple_of(PAGE as u64) && tile.skip < PAGE);
-                assert!(tile.needed().next_multiple_of(PAGE) <= tile.capacity());
+                assert!(tile.needed().next_multiple_of(PAGE) <= layout.slot_bytes);
                 assert!(tile.len.is_multiple_of(source.row_bytes));
                 at += tile.len as u64;
             }
             assert_eq!(at, source.offset + (source.row_bytes * source.n_rows) as u64);
         }
         assert_eq!(layout.largest_group(), 2);
-        assert!(layout.largest_tile() >= 128 * 11_760);
+    }
+
+    #[test]
+    fn slots_suit_the_matrices() {
+        // Gate and up in Q4_K, down in Q6_K and Q4_K, as large as those of a 7B model.
+        let of = |row_bytes, n_rows| vec![matrix(32, row_bytes, n_rows); 4];
+        let layer = |down| LayerSource { gate: of(2304, 14336), up: of(2304, 14336), down: of(down, 4096) };
+        let layout = Layout::new(&[layer(8064), layer(11_760)]);
+        let weights: usize = layout.tiles.iter().map(|tile| tile.len).sum();
+        assert!(layout.slot_bytes >= MIN_SLOT_BYTES && layout.slot_bytes <= MAX_SLOT_BYTES);
+        let wasted = layout.all_bytes() as f64 / weights as f64 - 1.0;
+        assert!(wasted < 0.02, "{wasted}");
+        // Small ones are tiles as they are.
+        let small = |rows| LayerSource { gate: of(100, 50), up: of(100, 50), down: of(60, rows) };
+        assert_eq!(Layout::new(&[small(33)]).slot_bytes, 3 * PAGE);
+        assert_eq!(Layout::new(&[small(33)]).tiles.len(), 12);
     }
 }

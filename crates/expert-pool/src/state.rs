@@ -15,6 +15,8 @@ const HALF_LIFE: f32 = 32.0;
 const HYSTERESIS: f32 = 0.1;
 /// Tokens from which on a batch counts as a sweep over all experts.
 const SWEEP_TOKENS: usize = 32;
+/// How far reading runs ahead of need, at most.
+const MAX_WINDOW_BYTES: usize = 256 << 20;
 /// Position of a tile that the present pass doesn't want (any more).
 const NONE: usize = usize::MAX;
 
@@ -44,10 +46,8 @@ struct Slot {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub tile: usize,
-    /// Where to, or how much memory to allocate for it.
-    pub memory: Result<MmapMut, usize>,
-    /// Memory to give back to the system first.
-    pub discarded: Vec<MmapMut>,
+    /// Where to.
+    pub memory: MmapMut,
 }
 
 /// What room is needed for.
@@ -82,21 +82,20 @@ pub(crate) struct State {
     scores: Vec<f32>,
     /// As the scores: experts that somebody else computes.
     elsewhere: Vec<bool>,
-    budget_bytes: usize,
-    /// Bytes of all buffers, free ones included.
-    used_bytes: usize,
+    /// Memory for tiles that holds none.
     free: Vec<MmapMut>,
     /// Tiles of the pass by position.
     sequence: Vec<usize>,
     cursor: usize,
     hints: Vec<usize>,
     hint_cursor: usize,
-    /// Memory that nobody uses is filled from here on; None where that is not wanted.
+    /// Free memory is filled from here on; None where that is not wanted.
     fill_cursor: Option<usize>,
     pass: Option<Arc<Pass>>,
     is_sweep: bool,
-    staged_bytes: usize,
-    window_bytes: usize,
+    /// How many tiles are staged, and how many may be without need.
+    n_staged: usize,
+    window: usize,
     turn: u64,
     pub stop: Option<Arc<AtomicBool>>,
     pub is_stopped: bool,
@@ -110,7 +109,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub fn new(layout: Arc<Layout>, budget_bytes: usize) -> State {
+    /// With this memory for tiles, each of [`Layout::slot_bytes`].
+    pub fn new(layout: Arc<Layout>, memory: Vec<MmapMut>) -> State {
         let slot = || Slot {
             data: Data::Absent,
             position: NONE,
@@ -124,9 +124,8 @@ impl State {
             n_ready: vec![0; layout.matrices.len()],
             scores: vec![0.0; layout.n_scores],
             elsewhere: vec![false; layout.n_scores],
-            budget_bytes,
-            used_bytes: 0,
-            free: Vec::new(),
+            window: (memory.len() / 8).min(MAX_WINDOW_BYTES / layout.slot_bytes).max(2),
+            free: memory,
             sequence: Vec::new(),
             cursor: 0,
             hints: Vec::new(),
@@ -134,8 +133,7 @@ impl State {
             fill_cursor: None,
             pass: None,
             is_sweep: false,
-            staged_bytes: 0,
-            window_bytes: (budget_bytes / 8).min(256 << 20).max(2 * layout.largest_tile()),
+            n_staged: 0,
             turn: 0,
             stop: None,
             is_stopped: false,
@@ -358,7 +356,7 @@ impl State {
 
     fn unstage(&mut self, tile: usize) {
         if std::mem::take(&mut self.slots[tile].staged) {
-            self.staged_bytes -= self.layout.tiles[tile].capacity();
+            self.n_staged -= 1;
         }
     }
 
@@ -383,57 +381,35 @@ impl State {
             self.hint_cursor += 1;
         }
         while let Some(tile) = self.fill_cursor.filter(|tile| *tile < self.slots.len()) {
-            let capacity = self.layout.tiles[tile].capacity();
-            if self.used_bytes + capacity > self.budget_bytes {
+            if self.free.is_empty() {
                 self.fill_cursor = None;
                 break;
             }
             self.fill_cursor = Some(tile + 1);
             if absent(&self.slots[tile]) && !self.is_elsewhere(tile) {
-                self.used_bytes += capacity;
                 self.slots[tile].data = Data::Reading;
-                return Some(Job { tile, memory: Err(capacity), discarded: Vec::new() });
+                return self.free.pop().map(|memory| Job { tile, memory });
             }
         }
         None
     }
 
     fn start(&mut self, tile: usize, need: Need) -> Option<Job> {
-        let capacity = self.layout.tiles[tile].capacity();
-        let mut discarded = Vec::new();
-        let memory = loop {
-            if let Some(index) = self.free.iter().position(|memory| memory.len() == capacity) {
-                break Ok(self.free.swap_remove(index));
-            }
-            if self.used_bytes + capacity <= self.budget_bytes {
-                self.used_bytes += capacity;
-                break Err(capacity);
-            }
-            if let Some(other) = self.free.pop() {
-                self.used_bytes -= other.len();
-                discarded.push(other);
-                continue;
-            }
-            match self.victim(need, capacity) {
-                Some(victim) => self.evict(victim),
-                None => {
-                    // What was taken apart on the way is room for the next attempt.
-                    self.used_bytes += discarded.iter().map(|memory| memory.len()).sum::<usize>();
-                    self.free.append(&mut discarded);
-                    return None;
-                }
-            }
-        };
+        if self.free.is_empty() {
+            let victim = self.victim(need)?;
+            self.evict(victim);
+        }
+        let memory = self.free.pop()?;
         let slot = &mut self.slots[tile];
         slot.data = Data::Reading;
         slot.staged = true;
-        self.staged_bytes += capacity;
-        Some(Job { tile, memory, discarded })
+        self.n_staged += 1;
+        Some(Job { tile, memory })
     }
 
     /// The tile in memory that is worth least.
-    fn victim(&self, need: Need, capacity: usize) -> Option<usize> {
-        let within_window = self.staged_bytes + capacity <= self.window_bytes;
+    fn victim(&self, need: Need) -> Option<usize> {
+        let within_window = self.n_staged < self.window;
         let may_disturb = match need {
             Need::Wanted(_) => !self.is_sweep || self.waiting.is_busy() || within_window,
             Need::Hinted => within_window,
@@ -491,11 +467,8 @@ impl State {
     }
 
     /// Takes note of what could not be read. `memory` is what was to hold it.
-    pub fn fail(&mut self, tile: usize, memory: Option<MmapMut>, error: Error) {
-        match memory {
-            Some(memory) => self.free.push(memory),
-            None => self.used_bytes -= self.layout.tiles[tile].capacity(),
-        }
+    pub fn fail(&mut self, tile: usize, memory: MmapMut, error: Error) {
+        self.free.push(memory);
         self.unstage(tile);
         let slot = &mut self.slots[tile];
         slot.data = Data::Absent;

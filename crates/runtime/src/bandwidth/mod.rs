@@ -7,6 +7,6 @@ mod disk;
 mod memory;
 mod weights;
 
-pub use disk::{FileRate, file_rate};
+pub use disk::{FileMeter, FileRate};
 pub use memory::Memory;
 pub use weights::Multiplier;

@@ -36,10 +36,7 @@ pub(super) fn kernels(
     early: Option<usize>,
     ours: [Ours; 2],
 ) -> (Arc<dyn TileKernel>, Arc<dyn TileKernel>) {
-    // Tiles of the pool are whole multiples of any of these.
-    let power = |rows: usize| if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 };
-    let gates = gate.tile_rows(n_tokens).min(up.tile_rows(n_tokens));
-    let steps = [power(gates), power(down.tile_rows(n_tokens))];
+    let steps = [gate.tile_rows(n_tokens).min(up.tile_rows(n_tokens)), down.tile_rows(n_tokens)];
     let entry = Entry { pool: Arc::clone(&stream.pool), layer: stream.layer, steps };
     let [of_hidden, of_down] = ours;
     let gate_up = GateUp { entry: entry.clone(), gate, up, early, ours: of_hidden };
@@ -95,7 +92,7 @@ fn piece(
     tile_rows: usize,
     step: usize,
 ) -> Option<(usize, Range<usize>)> {
-    let per_tile = tile_rows / step;
+    let per_tile = tile_rows.div_ceil(step);
     let group = &groups[index / per_tile];
     let first = group.rows.start + index % per_tile * step;
     (first < group.rows.end).then(|| (index / per_tile, first..(first + step).min(group.rows.end)))
@@ -125,7 +122,7 @@ impl TileKernel for GateUp {
             let pass = self.entry.enter(grouping, &ours, sources.ne(0)[0], &next);
             let mut held = Held { pool: &self.entry.pool, pass: &pass, lease: None };
             let groups = pass.gate_up();
-            let n_pieces = groups.len() * (pass.gate_up_rows() / step);
+            let n_pieces = groups.len() * pass.gate_up_rows().div_ceil(step);
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(n_pieces + others.len()) {
                     if index >= n_pieces {
@@ -184,7 +181,7 @@ impl TileKernel for Down {
             let pass = self.entry.enter(grouping, &ours, n_used, &[]);
             let mut held = Held { pool: &self.entry.pool, pass: &pass, lease: None };
             let groups = pass.down();
-            let n_pieces = groups.len() * (pass.down_rows() / step);
+            let n_pieces = groups.len() * pass.down_rows().div_ceil(step);
             let most = ours.iter().map(|e| grouping.of(*e).len()).max().unwrap_or(0);
             with_scratch(|scratch| {
                 while let Some(index) = tiles.take(n_pieces) {

@@ -1,7 +1,7 @@
 //! The bandwidths that a plan's speeds are computed from, measured on the file and the machine at hand.
 
 use super::survey::Survey;
-use crate::bandwidth::{FileRate, Multiplier, file_rate};
+use crate::bandwidth::{FileMeter, FileRate, Multiplier};
 use crate::model::ModelOptions;
 use crate::residency::budget::Demand;
 use crate::residency::repacked_types;
@@ -14,6 +14,9 @@ use quants::TensorType;
 
 /// Types with a smaller part of a token's weights are not measured.
 const MIN_PART: f64 = 0.08;
+
+/// Samples of the file's rate that are taken after all else, besides the first and one for each type.
+const LAST_SAMPLES: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
@@ -55,7 +58,10 @@ impl Rates {
         // What is mapped is measured where it lies: how fast that is read depends on the pages it happens to be in.
         let fits = gguf.tensors().iter().map(|t| t.size).sum::<u64>() <= survey.memory_bytes;
         let is_mapped = model.use_mmap && model.expert_pool_bytes.is_none() && layouts.is_empty() && fits;
-        let on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
+        let path = &gguf.parts()[largest_part(gguf)];
+        let fail = |source| Error::Read { path: path.clone(), source };
+        let mut meter = FileMeter::new(path).map_err(fail)?;
+        let mut on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
             let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
             let multiplier =
                 Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)?;
@@ -67,6 +73,7 @@ impl Rates {
                     multiplier.rate_of_copies(gguf, kind.largest(), layouts)?
                 };
                 parts.extend(rate.map(|rate| (kind.part, rate)));
+                meter.sample().map_err(fail)?;
             }
             Ok(together(&parts))
         };
@@ -76,9 +83,10 @@ impl Rates {
             Some(device) => on(*device, (device.memory().0 / 4) as u64)?,
             None => memory,
         };
-        let path = &gguf.parts()[largest_part(gguf)];
-        let FileRate { bytes_per_second, is_direct } =
-            file_rate(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        for _ in 0..LAST_SAMPLES {
+            meter.sample().map_err(fail)?;
+        }
+        let FileRate { bytes_per_second, is_direct } = meter.rate();
         Ok(Rates {
             device,
             memory,

@@ -45,8 +45,10 @@ pub struct Demand {
     pub n_used: u32,
 }
 
-/// Tiles of about 1 MiB: some for each reader, and those that wait to be multiplied.
-const STAGING_BYTES: u64 = 32 << 20;
+/// Tiles of experts take so much at most.
+const TILE_BYTES: u64 = 2 << 20;
+/// So many are being read, besides those that are multiplied together.
+const TILES_BEING_READ: u64 = 8;
 
 impl Demand {
     /// The weights of a file's tensors; what is needed besides is left at 0. `chance` tells how likely a token takes an
@@ -121,7 +123,8 @@ impl Demand {
     /// Memory that experts pass through when they live in the file: tiles of them that are being read or multiplied.
     pub fn staging_bytes(&self) -> u64 {
         let largest = self.experts.iter().map(|item| item.size_bytes).max().unwrap_or(0);
-        STAGING_BYTES.min(2 * u64::from(self.n_used) * largest)
+        let n_tiles = u64::from(self.n_expert.max(2)) + TILES_BEING_READ;
+        (n_tiles * TILE_BYTES).min(2 * u64::from(self.n_used) * largest)
     }
 }
 

@@ -293,10 +293,14 @@ impl<'a> Attempt<'a> {
         };
         let OnDevice { n_layers, mut homes, usage: device } = self.on_device;
         memory.expert_bytes = fill(demand, &by_chance(demand), &mut homes, Home::Memory, room);
+        let more_bytes = match self.streams {
+            true => room.saturating_sub(memory.expert_bytes).saturating_add(staging_bytes),
+            false => 0,
+        };
         if in_memory {
             memory.expert_bytes += self.mirrored_bytes;
         }
-        let (time, chances) = time::of_token(demand, machine, n_layers as usize, &homes);
+        let (time, chances) = time::of_token(demand, machine, n_layers as usize, &homes, more_bytes);
         Ok(Outlook {
             n_gpu_layers: n_layers,
             experts: homes,

@@ -37,12 +37,14 @@ pub struct Chances {
     pub file: f64,
 }
 
-/// What a token takes with dense weights of `n_gpu` layers on devices and experts at `homes`, and where it finds these.
+/// What a token takes with dense weights of `n_gpu` layers on devices and experts at `homes`, and where it finds these. A
+/// pool has room for `more_bytes` of those that live in the file: it keeps parts of experts too.
 pub(super) fn of_token(
     demand: &Demand,
     machine: &Machine,
     n_gpu: usize,
     homes: &[Home],
+    more_bytes: u64,
 ) -> (TokenTime, Chances) {
     let device_rate = machine.device.map_or(f64::INFINITY, |device| device.bytes_per_second);
     let memory_rate = machine.memory.bytes_per_second;
@@ -56,6 +58,7 @@ pub(super) fn of_token(
         device += beside(layer.device / device_rate, on_host, layer.hit_rate(), demand.n_used) - on_host;
         reads.add(&layer);
     }
+    reads.keep(demand, homes, more_bytes);
     let (host, on_device) = demand.dense_bytes.split_at(demand.dense_bytes.len() - n_gpu);
     let dense = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
     let reading = if reads.file > 0.0 { reads.file / machine.file_bytes_per_second } else { 0.0 };
@@ -117,6 +120,20 @@ impl Reads {
         self.file += other.file;
     }
 
+    /// Moves what a pool keeps of experts at home in the file, the likeliest, to memory.
+    fn keep(&mut self, demand: &Demand, homes: &[Home], mut more_bytes: u64) {
+        for index in super::by_chance(demand) {
+            let item = &demand.experts[index];
+            if homes[index] == Home::File {
+                let kept = more_bytes.min(item.size_bytes);
+                more_bytes -= kept;
+                self.memory += item.chance * kept as f64;
+                self.file -= item.chance * kept as f64;
+            }
+        }
+        self.file = self.file.max(0.0);
+    }
+
     fn hit_rate(&self) -> f64 {
         self.chances().device
     }
@@ -130,7 +147,21 @@ impl Reads {
 
 #[cfg(test)]
 mod tests {
-    use super::beside;
+    use super::super::{Demand, ExpertItem, Home};
+    use super::{Reads, beside};
+
+    #[test]
+    fn a_pool_keeps_parts_of_experts() {
+        let item = |expert: u32| ExpertItem { layer: 0, expert, size_bytes: 100, chance: 0.5 };
+        let demand = Demand { experts: (0..4).map(item).collect(), n_expert: 4, ..Demand::default() };
+        let homes = [Home::Memory, Home::File, Home::File, Home::File];
+        let with = |more_bytes| {
+            let mut reads = Reads::of(&demand.experts, &homes);
+            reads.keep(&demand, &homes, more_bytes);
+            (reads.memory, reads.file)
+        };
+        assert_eq!((with(0), with(150), with(1000)), ((50.0, 150.0), (125.0, 75.0), (200.0, 0.0)));
+    }
 
     #[test]
     fn a_layer_takes_the_longer_of_both_for_each_number_of_hits() {
