@@ -117,7 +117,7 @@ pub fn cache_type(text: &str) -> Result<TensorType, String> {
 /// A message for the user.
 pub fn n_chunks(text: &str) -> Result<i64, String> {
     match text.parse::<i64>() {
-        Ok(0) | Err(_) => Err("expected a number of chunks, or -1 for all".to_owned()),
+        Ok(0) | Err(_) => Err("expected 1 or more, or -1 for all".to_owned()),
         Ok(n) => Ok(n),
     }
 }
