@@ -8,6 +8,7 @@ mod answer;
 mod answers;
 mod budget;
 mod card;
+mod command_line;
 mod commands;
 mod expert_slots;
 mod faults_model;

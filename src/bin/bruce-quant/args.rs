@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bruce::exit::{self, UsageError};
+use bruce::exit;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
 
 use crate::card::CardOptions;
+use crate::subcommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,11 +36,13 @@ Examples:
       stacks the experts of an old file, so that today's llama.cpp loads it; no weight changes
 
 Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, BF16, F16, F32;
-  Q3_K_L, Q3_K_M (or Q3_K), Q3_K_S, Q2_K, IQ4_XS, IQ4_NL, IQ3_M, IQ3_S, IQ3_XS, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4_MOE, TQ1_0, TQ2_0,
-  Q1_0, Q2_0; and only with --imatrix: IQ3_XXS, Q2_K_S, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
+  Q3_K_L, Q3_K_M (or Q3_K), Q3_K_S, Q2_K, IQ4_XS, IQ4_NL, IQ3_M, IQ3_S, IQ3_XS, Q4_0, Q4_1, Q5_0,
+  Q5_1, MXFP4_MOE, TQ1_0, TQ2_0, Q1_0, Q2_0; and only with --imatrix: IQ3_XXS, Q2_K_S, IQ2_M, IQ2_S,
+  IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
 COPY keeps the types of a GGUF file.
 The types of single tensors follow llama-quantize, so the tensors equal those it makes.
-Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_K, iq4_xs, iq4_nl, iq3_s, iq3_xxs and so on.";
+Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_K, iq4_xs, iq4_nl,
+  iq3_s, iq3_xxs and so on.";
 
 /// Quantizes a Hugging Face checkpoint or a GGUF file (Llama, Mistral, Mixtral) to GGUF, in one pass.
 #[derive(Debug, Parser)]
@@ -48,7 +51,8 @@ Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_
     version = bruce::VERSION,
     long_version = bruce::LONG_VERSION,
     after_help = EXAMPLES,
-    max_term_width = 100
+    max_term_width = 100,
+    override_usage = "bruce-quant <MODEL> -q <TYPE[,TYPE]> [OPTIONS]\n       bruce-quant verify <FILE> [OPTIONS]\n       bruce-quant card <FILE>... [OPTIONS]"
 )]
 pub struct Args {
     /// The model: a directory with config.json, safetensors and a tokenizer, or a GGUF file (of several parts, any one).
@@ -83,7 +87,7 @@ pub struct Args {
 
     /// The file to write, or a directory to write into [default: <Name>-<TYPE>.gguf beside MODEL; with a target size
     /// <Name>-<SIZE>-<TYPE>.gguf, TYPE the one whose files are about as large].
-    #[arg(short, long, value_name = "PATH|DIR")]
+    #[arg(short, long, value_name = "PATH|DIR", value_parser = bruce::usage::output_path())]
     pub output: Option<PathBuf>,
 
     /// Replace files that exist.
@@ -256,7 +260,7 @@ pub enum Experts {
 }
 
 /// Which tensors get more bits than others.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mix {
     /// As llama-quantize has it.
     Llama,
@@ -317,10 +321,10 @@ impl Args {
                 let shown = write!(std::io::stdout(), "{}", error.render());
                 exit::finish(shown.map_err(exit::stdout_error))
             }
-            _ => exit::finish(Err(exit::with_hint(
-                UsageError(bruce::usage::message(&error)),
-                "bruce-quant --help shows the options and examples",
-            ))),
+            _ => {
+                let argv: Vec<_> = std::env::args_os().collect();
+                exit::finish(Err(bruce::usage::refusal(&error, "bruce-quant", subcommand::NAMES, &argv)))
+            }
         })
     }
 }

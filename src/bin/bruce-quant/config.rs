@@ -59,6 +59,10 @@ impl Config {
             let what = "-q copy: found other types beside it, expected none, as it keeps those of the input";
             return Err(UsageError(what.to_owned()).into());
         }
+        if let Some(option) = chooses_types(&args).filter(|_| keep_types) {
+            let what = format!("-q copy: found {option} beside it, expected none, as it keeps every type");
+            return Err(UsageError(what).into());
+        }
         let mut file_types = Vec::new();
         for name in args.quant.iter().filter(|_| !keep_types) {
             let file_type = file_type(name)?;
@@ -147,6 +151,21 @@ fn sha256(path: Option<&Path>) -> Result<Option<String>, anyhow::Error> {
     path.map(sum).transpose()
 }
 
+/// The first option given that says which types tensors get, or how they are quantized.
+fn chooses_types(args: &Args) -> Option<&'static str> {
+    let given = [
+        (args.pure, "--pure"),
+        (args.recipe == Mix::Moe, "--recipe"),
+        (args.leave_output_tensor, "--leave-output-tensor"),
+        (args.output_tensor_type.is_some(), "--output-tensor-type"),
+        (args.token_embedding_type.is_some(), "--token-embedding-type"),
+        (!args.type_rules.is_empty(), "--tensor-type"),
+        (args.expert_types.is_some(), "--expert-types"),
+        (args.imatrix.is_some(), "--imatrix"),
+    ];
+    given.into_iter().find_map(|(is_given, option)| is_given.then_some(option))
+}
+
 /// Whether a name that was typed is llama-quantize's for keeping every type.
 fn is_copy(name: &str) -> bool {
     name.trim().eq_ignore_ascii_case("copy")
@@ -155,8 +174,13 @@ fn is_copy(name: &str) -> bool {
 /// The file type of a name that was typed.
 fn file_type(name: &str) -> Result<FileType, anyhow::Error> {
     FileType::from_name(name.trim()).ok_or_else(|| {
-        let valid = FileType::all().map(FileType::name).collect::<Vec<_>>().join(", ");
-        UsageError(format!("-q: found unknown type {name:?}, expected one of {valid}")).into()
+        let valid: Vec<_> = FileType::all().map(FileType::name).collect();
+        let error =
+            UsageError(format!("-q: found unknown type {name:?}, expected one of {}", valid.join(", ")));
+        match bruce::usage::nearest(name.trim(), valid) {
+            Some(meant) => exit::with_hint(error, format!("did you mean {meant}?")),
+            None => error.into(),
+        }
     })
 }
 

@@ -26,11 +26,10 @@ use config::Config;
 
 fn main() -> ExitCode {
     let argv: Vec<_> = std::env::args_os().collect();
-    if subcommand::is_meant(&argv, "verify") {
-        return exit::finish(verify::run(&argv));
-    }
-    if subcommand::is_meant(&argv, "card") {
-        return exit::finish(card::run(&argv));
+    match argv.get(1).and_then(|first| first.to_str()) {
+        Some("verify") => return exit::finish(verify::run(&argv)),
+        Some("card") => return exit::finish(card::run(&argv)),
+        _ => (),
     }
     let args = match Args::from_command_line() {
         Ok(args) => args,

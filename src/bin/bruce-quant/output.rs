@@ -1,5 +1,7 @@
 //! Where outputs go, and whether they may and can go there.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -99,7 +101,9 @@ fn beside(model: &Path) -> Result<PathBuf, anyhow::Error> {
     match model.parent() {
         Some(typed) if typed.as_os_str().is_empty() && model.components().count() == 1 => {
             let is_name = matches!(model.components().next(), Some(Component::Normal(_)));
-            Ok(if is_name && !model.is_symlink() { PathBuf::new() } else { parent })
+            // A slash at the end would make the link look like the directory.
+            let is_link = model.components().collect::<PathBuf>().is_symlink();
+            Ok(if is_name && !is_link { PathBuf::new() } else { parent })
         }
         _ => Ok(parent),
     }
@@ -147,12 +151,24 @@ pub fn check(
         if let Some(input) = same_file_in(input, &meta) {
             bail!("{}: output: found the input {}, expected another file", path.display(), input.display());
         }
+        if config.force && !is_gguf(path) {
+            bail!("{}: output: found a file that is not GGUF, expected one to replace", path.display());
+        }
         if !config.force {
             let error = anyhow!("{}: output: found an existing file, expected none", path.display());
             return Err(exit::with_hint(error, "--force replaces it"));
         }
     }
     Ok(())
+}
+
+/// Whether a file is GGUF by its name, as a damaged one may be, or by its beginning.
+fn is_gguf(path: &Path) -> bool {
+    let begins = || {
+        let mut magic = [0; 4];
+        File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
+    };
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) || begins()
 }
 
 /// The path of the model card beside the outputs, which may be written.

@@ -23,8 +23,8 @@ Examples:
   bruce-quant card M-*.gguf --quality quality.json --repo me/M-GGUF --base-model me/M --force
       puts what was measured into the table of files
 
-Everything in the card comes from the files' metadata: licence, base models, tags, languages, experts, command. Of a file in
-parts any part stands for all.";
+Everything in the card comes from the files' metadata: licence, base models, tags, languages,
+experts, command. Of a file in parts any part stands for all.";
 
 /// What a card says that no file knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
@@ -51,7 +51,7 @@ struct Args {
     files: Vec<PathBuf>,
 
     /// The card [default: README.md beside the first file].
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_parser = bruce::usage::output_path())]
     output: Option<PathBuf>,
 
     /// Replace a card that exists.

@@ -9,7 +9,9 @@ use runtime::tokenizer::{AddBos, Special, Tokenizer};
 pub fn metadata(file: &Gguf) -> Vec<String> {
     let mut problems = Vec::new();
     if let Err(error) = HyperParams::from_gguf(file) {
-        problems.push(error.to_string());
+        // Every problem is said of the file, so it is named once.
+        let (error, path) = (error.to_string(), format!("{}: ", file.path().display()));
+        problems.push(error.strip_prefix(&path).unwrap_or(&error).to_owned());
     }
     match Tokenizer::from_metadata(file.metadata()) {
         Ok(tokenizer) => {

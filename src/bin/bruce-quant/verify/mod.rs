@@ -23,10 +23,11 @@ Examples:
       compares every weight with the checkpoint's own, expert by expert
   bruce-quant verify model-Q4_K_M.gguf --against model-BF16.gguf --worst 30
 
-Checked are the structure, every weight for NaN and infinities, the tokenizer on a few texts, the end tokens and the chat
-template. With --against also: tensors that are missing, left over or of another shape, other hyperparameters, experts in
-each other's places, and tensors whose cosine to the source is below what their type explains: 0.999 for floats and Q8_0,
-0.995 Q6_K, 0.99 5 bits, 0.96 4 bits, 0.9 3 bits, 0.7 Q2_K and IQ2, 0.4 IQ1, 0.1 TQ. Exit code 1 where something is wrong.";
+Checked are the structure, every weight for NaN and infinities, the tokenizer on a few texts, the
+end tokens and the chat template. With --against also: tensors that are missing, left over or of
+another shape, other hyperparameters, experts in each other's places, and tensors whose cosine to
+the source is below what their type explains: 0.999 for floats and Q8_0, 0.995 Q6_K, 0.99 5 bits,
+0.96 4 bits, 0.9 3 bits, 0.7 Q2_K and IQ2, 0.4 IQ1, 0.1 TQ. Exit code 1 where something is wrong.";
 
 /// Checks a GGUF file.
 #[derive(Debug, Parser)]

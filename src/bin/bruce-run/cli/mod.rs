@@ -7,7 +7,7 @@ mod spelling;
 pub mod values;
 
 use crate::{bench, devices, generate, imatrix, inspect, kl_divergence, perplexity, tokenize, trace};
-use bruce::exit::{self, UsageError, with_hint};
+use bruce::exit;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -26,9 +26,10 @@ Examples:
   bruce-run inspect model.gguf
   bruce-run bench model.gguf -p 512 -n 128
 
-Flags are llama.cpp's, in its spelling too (-ngl 99, -no-cnv). Where a flag is not given, the variable LLAMA_ARG_<FLAG>
-counts: LLAMA_ARG_CTX_SIZE=4096, LLAMA_ARG_N_GPU_LAYERS=99. BRUCE_KERNEL_LEVEL=avx2 and the like make --kernels bruce do
-with less than the processor has; bruce-run devices shows which levels there are.";
+Flags are llama.cpp's, in its spelling too (-ngl 99, -no-cnv). Where a flag is not given, the
+variable LLAMA_ARG_<FLAG> counts: LLAMA_ARG_CTX_SIZE=4096, LLAMA_ARG_N_GPU_LAYERS=99.
+BRUCE_KERNEL_LEVEL=avx2 and the like make --kernels bruce do with less than the processor has;
+bruce-run devices shows which levels there are.";
 
 /// Runs GGUF models of the Llama family, dense and Mixture-of-Experts.
 #[derive(Debug, Parser)]
@@ -113,10 +114,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
             let shown = write!(std::io::stdout(), "{}", error.render().ansi_on_terminal());
             exit::finish(shown.map_err(exit::stdout_error))
         }
-        _ => exit::finish(Err(with_hint(
-            UsageError(bruce::usage::message(error)),
-            "bruce-run --help shows the options and examples",
-        ))),
+        _ => {
+            let command = Cli::command();
+            let commands: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+            let argv: Vec<_> = std::env::args_os().collect();
+            exit::finish(Err(bruce::usage::refusal(error, "bruce-run", &commands, &argv)))
+        }
     }
 }
 

@@ -76,6 +76,10 @@ pub fn size(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     if let Ok(whole) = number.parse::<u64>() {
+        // Nobody has so few bytes to spare: the unit was forgotten.
+        if unit.is_empty() && (1..1 << 20).contains(&whole) {
+            return Err(format!("expected a size with its unit, such as {whole}G or {whole}M"));
+        }
         return whole.checked_mul(factor).ok_or_else(wrong);
     }
     let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
@@ -105,6 +109,28 @@ pub fn cache_type(text: &str) -> Result<TensorType, String> {
         let names: Vec<String> = CACHE_TYPES.iter().map(|ty| ty.name().to_ascii_lowercase()).collect();
         format!("expected one of {}", names.join(", "))
     })
+}
+
+/// How many chunks of a text to read: a number, or -1 for all.
+///
+/// # Errors
+/// A message for the user.
+pub fn n_chunks(text: &str) -> Result<i64, String> {
+    match text.parse::<i64>() {
+        Ok(0) | Err(_) => Err("expected 1 or more, or -1 for all".to_owned()),
+        Ok(n) => Ok(n),
+    }
+}
+
+/// How many tokens an answer has at most; -1 and -2 are ends of other kinds.
+///
+/// # Errors
+/// A message for the user.
+pub fn n_predict(text: &str) -> Result<i64, String> {
+    match text.parse::<i64>() {
+        Ok(n) if n >= -2 => Ok(n),
+        _ => Err("expected a number of tokens, -1 or -2".to_owned()),
+    }
 }
 
 /// A change of one token's logit: `15043+1`, `15043-1`, `2-inf`.

@@ -197,6 +197,26 @@ impl Engine {
 
     /// Reads a prompt so that the cache holds it and nothing else. False where it was interrupted.
     fn read(&mut self, prompt: &[TokenId]) -> Result<bool, anyhow::Error> {
+        self.check_prompt(prompt)?;
+        let common = self.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The last token is always computed: the answer begins from its logits.
+        let common = common.min(prompt.len() - 1);
+        self.forget_from(common);
+        let rest = &prompt[common..];
+        let heard = if std::mem::take(&mut self.unheard) { 0 } else { common };
+        prompt[heard..].iter().for_each(|id| self.sampler.accept(*id));
+        let done = self.compute(rest)?;
+        if let Some(cache) = self.cache.as_mut().filter(|_| done) {
+            cache.keep_prompt(&self.session, prompt);
+        }
+        Ok(done)
+    }
+
+    /// Checks that the context has room for a prompt.
+    ///
+    /// # Errors
+    /// The prompt is empty or too long.
+    pub fn check_prompt(&self, prompt: &[TokenId]) -> Result<(), anyhow::Error> {
         let n_ctx = self.session.n_ctx();
         if prompt.is_empty() {
             return Err(anyhow::anyhow!(
@@ -211,18 +231,7 @@ impl Engine {
                 "make the context larger with -c, or the prompt shorter",
             ));
         }
-        let common = self.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        // The last token is always computed: the answer begins from its logits.
-        let common = common.min(prompt.len() - 1);
-        self.forget_from(common);
-        let rest = &prompt[common..];
-        let heard = if std::mem::take(&mut self.unheard) { 0 } else { common };
-        prompt[heard..].iter().for_each(|id| self.sampler.accept(*id));
-        let done = self.compute(rest)?;
-        if let Some(cache) = self.cache.as_mut().filter(|_| done) {
-            cache.keep_prompt(&self.session, prompt);
-        }
-        Ok(done)
+        Ok(())
     }
 
     fn forget_from(&mut self, n: usize) {

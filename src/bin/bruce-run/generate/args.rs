@@ -4,7 +4,7 @@ use super::prompt_cache::PromptCacheArgs;
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
 use crate::cli::sampling::SamplingArgs;
-use crate::cli::values::unescape;
+use crate::cli::values::{n_predict, unescape};
 use crate::plan::DryRun;
 use crate::text_file;
 use bruce::exit::UsageError;
@@ -82,7 +82,7 @@ pub struct PromptArgs {
     chat_template_file: Option<PathBuf>,
 
     /// Tokens an answer has at most; -1: until the model ends it, -2: until the context is full [default: -1]
-    #[arg(short = 'n', long, alias = "n-predict", value_name = "N", env = "LLAMA_ARG_N_PREDICT")]
+    #[arg(short = 'n', long, alias = "n-predict", value_name = "N", value_parser = n_predict, env = "LLAMA_ARG_N_PREDICT")]
     predict: Option<i64>,
 
     /// Draft tokens from what the text said before, where it repeats itself; only what the model says too is kept

@@ -62,6 +62,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let template = template(&config, &model)?;
     let mode = decide(&config, template.is_some())?;
+    if mode == Mode::Continue && config.system.is_some() {
+        eprintln!("warning: --system-prompt: the model has no chat template, so nobody reads it");
+    }
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let sampler = sampler(args, &model, session.n_ctx())?;
     if !args.context.no_warmup {
@@ -228,6 +231,7 @@ fn answer_once(
     ids: &[TokenId],
     before: &str,
 ) -> Result<Ended, anyhow::Error> {
+    engine.check_prompt(ids)?;
     let stoppable = Stoppable::new(&engine.session().stop_flag());
     let answer = match config.output {
         Output::Json => engine.answer(ids, &mut |_| Ok(()))?,

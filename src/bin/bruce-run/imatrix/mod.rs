@@ -8,13 +8,15 @@ mod collect;
 use crate::chunks::{self, Chunks};
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::values::n_chunks;
 use crate::perplexity::score::{Score, negative_log_likelihood};
 use crate::{plan, print};
 use ::imatrix::{Entry, Imatrix};
 use anyhow::anyhow;
 use bruce::exit::{UsageError, with_hint};
+use bruce::usage::output_path;
 use collect::{Collector, unreached};
-use gguf::Overwrite;
+use gguf::{NewFile, Overwrite};
 use runtime::session::{Logits, Session, SessionOptions};
 use runtime::tokenizer::Special;
 use serde_json::json;
@@ -29,8 +31,8 @@ Examples:
       adds another text to what was collected before
   bruce-run imatrix --in-file one.gguf --in-file two.dat -o both.gguf
 
-llama-quantize and bruce-quant take the result with --imatrix. It is the same for a model with stacked experts and for
-one with each expert in a tensor of its own.";
+llama-quantize and bruce-quant take the result with --imatrix. It is the same for a model with
+stacked experts and for one with each expert in a tensor of its own.";
 
 /// Flags of `bruce-run imatrix`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +46,7 @@ pub struct Args {
     file: Option<PathBuf>,
 
     /// The file to write; one that is there is replaced
-    #[arg(short, long, alias = "output-file", value_name = "FILE", default_value = "imatrix.gguf")]
+    #[arg(short, long, alias = "output-file", value_name = "FILE", value_parser = output_path(), default_value = "imatrix.gguf")]
     output: PathBuf,
 
     /// Add to what was collected before, in either format; may be repeated
@@ -52,7 +54,7 @@ pub struct Args {
     in_file: Vec<PathBuf>,
 
     /// How many chunks to read; -1: all
-    #[arg(long, value_name = "N", default_value_t = -1)]
+    #[arg(long, value_name = "N", default_value_t = -1, value_parser = n_chunks)]
     chunks: i64,
 
     /// Leave out the first N chunks [--from-chunk]
@@ -96,6 +98,8 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         total.add(&Imatrix::read(path)?).map_err(|error| anyhow!("{}: {error}", path.display()))?;
     }
     let mut score = Score::default();
+    // Whether the file can be written is found out before hours of reading, not after.
+    drop(NewFile::create(&args.output, Overwrite::Replace)?);
     if let Some(file) = &args.file {
         let collected = collect(args, file, size as usize, &mut score)?;
         let this = Imatrix {

@@ -9,6 +9,7 @@ mod token;
 
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::values::n_chunks;
 use crate::logits_file::LogitsReader;
 use crate::{chunks, parallel, plan, print};
 use anyhow::bail;
@@ -40,7 +41,7 @@ pub struct Args {
     base: PathBuf,
 
     /// How many chunks to read; -1: all of the file
-    #[arg(long, value_name = "N", default_value_t = -1)]
+    #[arg(long, value_name = "N", default_value_t = -1, value_parser = n_chunks)]
     chunks: i64,
 
     /// As JSON

@@ -8,9 +8,11 @@ pub mod score;
 use crate::chunks::{self, Chunks};
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::values::n_chunks;
 use crate::logits_file::LogitsWriter;
 use crate::{kl_divergence, plan, print};
 use bruce::exit::UsageError;
+use bruce::usage::output_path;
 use runtime::session::{Session, SessionOptions};
 use runtime::tokenizer::Special;
 use score::{Score, negative_log_likelihood};
@@ -39,11 +41,11 @@ pub struct Args {
     file: Option<PathBuf>,
 
     /// How many chunks to score; -1: all
-    #[arg(long, value_name = "N", default_value_t = -1)]
+    #[arg(long, value_name = "N", default_value_t = -1, value_parser = n_chunks)]
     chunks: i64,
 
     /// Also write the log-probabilities of all tokens scored, for comparisons [--kl-divergence-base]
-    #[arg(long, aliases = ["kl-divergence-base", "save-all-logits"], value_name = "LOGITS")]
+    #[arg(long, aliases = ["kl-divergence-base", "save-all-logits"], value_name = "LOGITS", value_parser = output_path())]
     save_logits: Option<PathBuf>,
 
     /// Compare with that file instead, as llama-perplexity does; see bruce-run kl-divergence

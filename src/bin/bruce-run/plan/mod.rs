@@ -12,6 +12,7 @@ use gguf::Gguf;
 use model_spec::HyperParams;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::{Budget, Measure, Plan};
+use runtime::residency::{GpuLayers, PlacementOptions};
 use runtime::session::SessionOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,9 +57,10 @@ pub fn show(
 ) -> Result<(), anyhow::Error> {
     let gguf = open(path)?;
     let budget = budget(&gguf, &placement.budget)?;
-    let plan = Plan::make(&gguf, &load.options(placement), session, &budget, Measure::Always);
+    let options = load.options(placement);
+    let plan = Plan::make(&gguf, &options, session, &budget, Measure::Always);
     let plan = plan.map_err(crate::advise)?;
-    warn(&plan, &placement.budget);
+    warn(&gguf, &plan, &placement.budget, &options.placement);
     match how {
         DryRun::Text => print(&report::text(&plan, path)),
         DryRun::Json => print(&format!("{}\n", report::json(&plan))),
@@ -100,7 +102,7 @@ pub fn follow(
     let budget = budget(&gguf, args)?;
     match Plan::make(&gguf, options, session, &budget, measure) {
         Ok(plan) => {
-            warn(&plan, args);
+            warn(&gguf, &plan, args, &options.placement);
             plan.apply(options, session);
             Ok(Some(plan))
         }
@@ -132,7 +134,7 @@ fn budget(gguf: &Gguf, args: &BudgetArgs) -> Result<Budget, anyhow::Error> {
 }
 
 /// What the user should know about it before anything is loaded.
-fn warn(plan: &Plan, args: &BudgetArgs) {
+fn warn(gguf: &Gguf, plan: &Plan, args: &BudgetArgs, placement: &PlacementOptions) {
     use bruce::size::bytes;
     if let Some(wanted) = plan.reduced_from {
         eprintln!(
@@ -149,7 +151,18 @@ fn warn(plan: &Plan, args: &BudgetArgs) {
                 bytes(device.size_bytes)
             );
         }
-    } else if args.vram.is_some_and(|vram| vram > 0) {
-        eprintln!("warning: --vram: there is no GPU");
+    } else {
+        if args.vram.is_some_and(|vram| vram > 0) {
+            eprintln!("warning: --vram: there is no GPU");
+        }
+        if !matches!(placement.n_gpu_layers, GpuLayers::Auto | GpuLayers::Count(0)) {
+            eprintln!("warning: --n-gpu-layers: there is no GPU");
+        }
+    }
+    for (regex, buffer) in &placement.overrides {
+        if !gguf.tensors().iter().any(|tensor| regex.is_match(&tensor.name)) {
+            let rule = bruce::terminal::neutral_line(&format!("{}={buffer}", regex.as_str()));
+            eprintln!("warning: --override-tensor {rule}: fits no tensor");
+        }
     }
 }

@@ -8,9 +8,11 @@ mod table;
 
 use crate::cli::context::ContextArgs;
 use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::values::n_chunks;
 use crate::{plan, print, text_file};
 use anyhow::anyhow;
 use bruce::exit::{UsageError, with_hint};
+use bruce::usage::output_path;
 use gguf::{NewFile, Overwrite};
 use model_spec::keys;
 use routing::{EarlyGuess, LayerTrace, Report, Trace};
@@ -44,11 +46,11 @@ pub struct Args {
     file: PathBuf,
 
     /// Write the trace and the report as JSON
-    #[arg(short = 'o', long, value_name = "FILE")]
+    #[arg(short = 'o', long, value_name = "FILE", value_parser = output_path())]
     output: Option<PathBuf>,
 
     /// Write a picture of it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = output_path())]
     svg: Option<PathBuf>,
 
     /// Replace files that are there
@@ -126,14 +128,6 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         return print(&format!("{}\n", report.to_json()));
     }
     print(&table::text(&trace, &report))
-}
-
-/// A number of chunks, or a negative one for all of them.
-fn n_chunks(text: &str) -> Result<i64, String> {
-    match text.parse::<i64>() {
-        Ok(n) if n != 0 => Ok(n),
-        _ => Err("expected 1 or more, or -1 for all".to_owned()),
-    }
 }
 
 /// Refuses to write over what is read.

@@ -1,0 +1,173 @@
+//! Mistakes that people make on the command line, and what the programs say to them.
+
+use crate::support::{
+    bruce_quant, bruce_run, listing, quantized, refused, root, run, stderr, succeed, tiny_moe_copy,
+};
+use std::fs;
+use std::process::Command;
+
+/// Checks that a command line is refused with `error` in the error and `hint` in the hint.
+fn refused_with(command: &mut Command, error: &str, hint: &str) {
+    let output = run(command);
+    refused(&output, 2, &[error]);
+    let said = stderr(&output);
+    assert!(said.lines().any(|line| line.starts_with("hint: ") && line.contains(hint)), "{hint:?}: {said}");
+}
+
+#[test]
+fn mistyped_flags_commands_and_types_are_guessed() {
+    let model = root().join("models/tiny-moe");
+    refused_with(
+        bruce_quant().arg(&model).args(["-q", "q4_k", "--ouput", "x"]),
+        "--ouput",
+        "did you mean --output?",
+    );
+    refused_with(bruce_quant().arg(&model).args(["-q", "q4km"]), "\"q4km\"", "did you mean Q4_K_M?");
+    refused_with(bruce_quant().args(["verfy", "m.gguf"]), "verfy", "did you mean bruce-quant verify?");
+    refused_with(
+        bruce_quant().args(["verify", "m.gguf", "--agianst", "x"]),
+        "--agianst",
+        "did you mean --against?",
+    );
+    refused_with(bruce_run().args(["m.gguf", "--tmp", "0"]), "--tmp", "did you mean --temp?");
+    refused_with(bruce_run().args(["benhc", "m.gguf"]), "benhc", "did you mean bruce-run bench?");
+    refused_with(bruce_run().args(["m.gguf", "bench"]), "commands first", "did you mean bruce-run bench?");
+    refused_with(bruce_run().args(["inspect", "a", "b"]), "further argument \"b\"", "--help");
+    refused_with(bruce_run().args(["m.gguf", "-n", "abc"]), "a number of tokens", "--help");
+    refused_with(bruce_run().args(["m.gguf", "-n", "-5"]), "a number of tokens", "--help");
+    refused_with(bruce_run().args(["m.gguf", "--ram", "12"]), "12G", "--help");
+    refused_with(bruce_run().args(["m.gguf", "--top-k", "abc"]), "expected a whole number", "--help");
+    refused_with(
+        bruce_run().args(["perplexity", "m.gguf", "-f", "t", "--chunks", "0"]),
+        "-1 for all",
+        "--help",
+    );
+}
+
+#[test]
+fn help_names_the_whole_command_and_keeps_its_lines() {
+    for arguments in [&["verify", "--help"][..], &["card", "--help"], &["--help"]] {
+        let help = succeed(bruce_quant().args(arguments));
+        for command in ["bruce-quant verify", "bruce-quant card"] {
+            let meant = arguments.len() == 1 || command.ends_with(arguments[0]);
+            assert_eq!(
+                help.lines().any(|l| l.trim().trim_start_matches("Usage: ").starts_with(command)
+                    && (l.contains("[OPTIONS]"))),
+                meant,
+                "{arguments:?} {command}\n{help}"
+            );
+        }
+    }
+    // A line of prose that clap has to break leaves a stump below it.
+    let commands =
+        ["inspect", "tokenize", "bench", "perplexity", "trace", "kl-divergence", "imatrix", "devices"];
+    let mut helps: Vec<String> = commands.iter().map(|c| succeed(bruce_run().args([c, "--help"]))).collect();
+    helps.push(succeed(bruce_run().arg("--help")));
+    helps.extend(
+        [&["--help"][..], &["verify", "--help"], &["card", "--help"]].map(|a| succeed(bruce_quant().args(a))),
+    );
+    for help in helps {
+        let examples = help.find("\nExamples:").map(|at| &help[at..]).expect("examples");
+        for (line, next) in examples.lines().zip(examples.lines().skip(1)) {
+            let is_stump =
+                !line.is_empty() && !line.ends_with(['.', ';']) && line.len() < 40 && !next.starts_with(' ');
+            let before_prose = next.is_empty() || line.starts_with(' ') || line.ends_with(':');
+            assert!(!is_stump || before_prose, "{line:?} in\n{help}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_written_to_a_file_called_by_a_hyphen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = root().join("models/tiny-moe");
+    let text = model.join("heldout.txt");
+    let quant = |arguments: &[&str]| run(bruce_quant().current_dir(&folder).arg(&model).args(arguments));
+    refused(&quant(&["-q", "q4_k", "-o", "-"]), 2, &["--output", "does not go to stdout"]);
+    let imatrix =
+        run(bruce_run().current_dir(&folder).args(["imatrix", "m.gguf", "-o", "-", "-f"]).arg(&text));
+    refused(&imatrix, 2, &["--output", "does not go to stdout"]);
+    assert_eq!(listing(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn force_replaces_gguf_files_only() {
+    let checkpoint = tiny_moe_copy();
+    let precious = checkpoint.path().join("notes.txt");
+    let other = tiny_moe_copy();
+    fs::write(&precious, "weeks of work").expect("a file");
+    let output = run(bruce_quant().arg(other.path()).args(["-q", "q4_k", "--force", "-o"]).arg(&precious));
+    refused(&output, 1, &["notes.txt", "not GGUF"]);
+    assert_eq!(fs::read_to_string(&precious).expect("a file"), "weeks of work");
+}
+
+#[test]
+fn copying_takes_no_rules_about_types() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let copied = |arguments: &[&str]| {
+        let output = folder.path().join("copy.gguf");
+        run(bruce_quant().arg(&model).args(["-q", "copy"]).args(arguments).arg("-o").arg(output))
+    };
+    refused(&copied(&["--tensor-type", "attn_v=q4_K"]), 2, &["-q copy", "--tensor-type"]);
+    refused(&copied(&["--pure"]), 2, &["-q copy", "--pure"]);
+    refused(&copied(&["--recipe", "moe"]), 2, &["-q copy", "--recipe"]);
+    assert_eq!(listing(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn options_without_effect_are_warned_of() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let warned = |arguments: &[&str], words: &str| {
+        let output =
+            run(bruce_run().arg(&model).args(["-p", "In", "-n", "1", "-dev", "none"]).args(arguments));
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{words:?}: {}", stderr(&output));
+    };
+    warned(&["-ngl", "99"], "warning: --n-gpu-layers: there is no GPU");
+    warned(&["-ot", "fnf=CPU"], "warning: --override-tensor fnf=CPU: fits no tensor");
+    warned(&["-sys", "Be brief."], "warning: --system-prompt: the model has no chat template");
+    let output = run(bruce_run().arg(&model).args(["-p", "In", "-n", "1", "-ngl", "0", "-ot", "ffn=CPU"]));
+    assert!(!stderr(&output).contains("warning"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_prompt_without_room_is_not_shown() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let text = root().join("models/tiny-moe/heldout.txt");
+    let output = run(bruce_run().arg(&model).args(["-c", "256", "-f"]).arg(text));
+    refused(&output, 1, &["the prompt has", "256"]);
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn imatrix_finds_out_first_that_it_cannot_write() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let text = root().join("models/tiny-moe/heldout.txt");
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("missing/imatrix.gguf");
+    let ended = run(bruce_run()
+        .arg("imatrix")
+        .arg(&model)
+        .args(["--chunks", "1", "-f"])
+        .arg(text)
+        .arg("-o")
+        .arg(output));
+    refused(&ended, 1, &["missing/imatrix.gguf", "No such file"]);
+    assert!(ended.stdout.is_empty(), "{}", String::from_utf8_lossy(&ended.stdout));
+}
+
+#[test]
+fn verify_names_a_file_with_a_missing_key_once() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let mut bytes = fs::read(model).expect("a file");
+    let key = b"llama.attention.layer_norm_rms_epsilon";
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("the key");
+    bytes[at + key.len() - 1] = b'X';
+    let folder = tempfile::tempdir().expect("a folder");
+    let damaged = folder.path().join("damaged.gguf");
+    fs::write(&damaged, bytes).expect("a file");
+    let output = run(bruce_quant().arg("verify").arg(&damaged));
+    refused(&output, 1, &["layer_norm_rms_epsilon: found no such key"]);
+    assert_eq!(stderr(&output).matches("damaged.gguf").count(), 1, "{}", stderr(&output));
+}
