@@ -51,9 +51,14 @@ impl Bank {
         self.experts[0].0.tensor()
     }
 
-    /// Rows in a tile for a batch of so many tokens: as many as the widest rows among the experts allow.
-    pub fn tile_rows(&self, n_tokens: usize) -> usize {
-        self.experts.iter().map(|(matrix, _)| matrix.tile_rows(n_tokens)).min().expect("a bank has experts")
+    /// Rows in a tile for a batch of so many tokens and so many threads: as many as the widest rows among the experts
+    /// allow.
+    pub fn tile_rows(&self, n_tokens: usize, n_threads: usize) -> usize {
+        self.experts
+            .iter()
+            .map(|(matrix, _)| matrix.tile_rows(n_tokens, n_threads))
+            .min()
+            .expect("a bank has experts")
     }
 
     pub fn n_rows(&self) -> usize {
@@ -95,7 +100,8 @@ impl TileKernel for GateUp {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_ff = self.gate.n_rows();
         let n_tokens = sources.ne(0)[1];
-        let step = self.gate.tile_rows(n_tokens).min(self.up.tile_rows(n_tokens));
+        let n_threads = sources.n_threads();
+        let step = self.gate.tile_rows(n_tokens, n_threads).min(self.up.tile_rows(n_tokens, n_threads));
         let n_tiles = n_ff.div_ceil(step);
         let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.gate.experts.len(), |grouping| {
@@ -163,7 +169,7 @@ impl TileKernel for Down {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_embd = self.down.n_rows();
         let [n_used, n_tokens, ..] = sources.ne(0);
-        let step = self.down.tile_rows(n_tokens);
+        let step = self.down.tile_rows(n_tokens, sources.n_threads());
         let weights: &[f32] = sources.values(1);
         let is_ours = self.ours.with(sources);
         Grouping::with(sources.values(0), self.down.experts.len(), |grouping| {

@@ -22,8 +22,8 @@ pub(crate) struct Matrix {
 const TILE_BYTES: usize = 96 << 10;
 const MAX_TILE_ROWS: usize = 128;
 /// With few rows of activations weights are read once, so that tiles may be larger than caches: a matrix is cut into so
-/// many of them, within limits. Reading is slow at the beginning of each, until the processor foresees it.
-const FEW_TILES: usize = 64;
+/// many of them for each thread, within limits. Reading is slow at the beginning of each, until the processor foresees it.
+const FEW_TILES: usize = 8;
 const MAX_FEW_TILE_BYTES: usize = 1 << 20;
 /// With so many rows of activations a tile has at least so many rows, whatever they take: for each tile all of the
 /// activations are read.
@@ -71,11 +71,12 @@ impl Matrix {
         matmul::activation_kind(self.ty)
     }
 
-    /// How many rows a tile should have that is multiplied with so many rows of activations.
-    pub fn tile_rows(&self, n_acts: usize) -> usize {
+    /// How many rows a tile should have that is multiplied with so many rows of activations, by one of so many threads.
+    pub fn tile_rows(&self, n_acts: usize, n_threads: usize) -> usize {
         let rows_of = |bytes: usize| bytes / self.row_bytes / TILE_STEP * TILE_STEP;
         if n_acts < MANY {
-            let bytes = (self.n_rows * self.row_bytes / FEW_TILES).clamp(TILE_BYTES, MAX_FEW_TILE_BYTES);
+            let bytes = (self.n_rows * self.row_bytes / (FEW_TILES * n_threads))
+                .clamp(TILE_BYTES, MAX_FEW_TILE_BYTES);
             rows_of(bytes).max(TILE_STEP)
         } else {
             rows_of(TILE_BYTES).clamp(MANY_TILE_ROWS, MAX_TILE_ROWS)

@@ -12,39 +12,58 @@ use std::sync::Arc;
 struct Projection {
     /// Each matrix and the operand it takes.
     matrices: Vec<(Matrix, usize)>,
-    /// Pieces of work: number of the matrix, its rows, and where their results lie among a token's.
-    tiles: Vec<(usize, Range<usize>, usize)>,
     /// Results of a token.
     n_out: usize,
 }
 
+/// A piece of work: some rows of a matrix.
+struct Tile<'a> {
+    matrix: &'a Matrix,
+    operand: usize,
+    rows: Range<usize>,
+    /// Where their results lie among a token's.
+    place: usize,
+}
+
 impl Projection {
-    fn new(matrices: Vec<(Matrix, usize)>, n_tokens: usize) -> Projection {
-        let mut tiles = Vec::new();
-        let mut n_out = 0;
-        for (number, (matrix, _)) in matrices.iter().enumerate() {
-            let step = matrix.tile_rows(n_tokens);
-            for first in (0..matrix.n_rows).step_by(step) {
-                let rows = first..(first + step).min(matrix.n_rows);
-                tiles.push((number, rows, n_out + first));
-            }
-            n_out += matrix.n_rows;
-        }
-        Projection { matrices, tiles, n_out }
+    /// How many pieces of work there are.
+    fn n_tiles(&self, n_tokens: usize, n_threads: usize) -> usize {
+        self.matrices.iter().map(|(matrix, _)| n_tiles(matrix, n_tokens, n_threads)).sum()
     }
+
+    /// The `index`-th of them.
+    fn tile(&self, mut index: usize, n_tokens: usize, n_threads: usize) -> Option<Tile<'_>> {
+        let mut before = 0;
+        for (matrix, operand) in &self.matrices {
+            let n = n_tiles(matrix, n_tokens, n_threads);
+            if index < n {
+                let step = matrix.tile_rows(n_tokens, n_threads);
+                let rows = index * step..((index + 1) * step).min(matrix.n_rows);
+                return Some(Tile { matrix, operand: *operand, place: before + rows.start, rows });
+            }
+            index -= n;
+            before += matrix.n_rows;
+        }
+        None
+    }
+}
+
+fn n_tiles(matrix: &Matrix, n_tokens: usize, n_threads: usize) -> usize {
+    matrix.n_rows.div_ceil(matrix.tile_rows(n_tokens, n_threads))
 }
 
 impl TileKernel for Projection {
     fn run(&self, sources: &Sources<'_>, tiles: &mut Tiles<'_>, output: &Output<'_>) {
         let n_tokens = output.n_elements() / self.n_out;
+        let n_threads = sources.n_threads();
+        let n_tiles = self.n_tiles(n_tokens, n_threads);
         with_scratch(|scratch| {
-            while let Some(index) = tiles.take(self.tiles.len()) {
-                let (number, rows, place) = &self.tiles[index];
-                let (matrix, operand) = &self.matrices[*number];
-                let results = scratch.at_least(n_tokens * rows.len());
-                matrix.multiply(sources, rows.clone(), sources.values(*operand), results);
-                for (token, results) in results.chunks_exact(rows.len()).take(n_tokens).enumerate() {
-                    output.write(token * self.n_out + place, results);
+            while let Some(tile) = tiles.take(n_tiles).and_then(|i| self.tile(i, n_tokens, n_threads)) {
+                let n_rows = tile.rows.len();
+                let results = scratch.at_least(n_tokens * n_rows);
+                tile.matrix.multiply(sources, tile.rows, sources.values(tile.operand), results);
+                for (token, results) in results.chunks_exact(n_rows).take(n_tokens).enumerate() {
+                    output.write(token * self.n_out + tile.place, results);
                 }
             }
         });
@@ -65,8 +84,8 @@ pub(crate) fn project<const N: usize>(g: &Graph, matrices: [Matrix; N], x: &Tens
         with_operand.push((matrix.clone(), operand));
     }
     let n_tokens = x.ne()[1];
-    let kernel = Projection::new(with_operand, n_tokens);
-    let n_out = kernel.n_out;
+    let n_out = matrices.iter().map(|matrix| matrix.n_rows).sum();
+    let kernel = Projection { matrices: with_operand, n_out };
     let mut sources: Vec<&Tensor> = kinds.iter().map(|(_, rows)| rows).collect();
     sources.push(anchor);
     let all = g.custom_tiles(&[n_out, n_tokens], &sources, Arc::new(kernel));

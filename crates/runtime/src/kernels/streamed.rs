@@ -27,6 +27,9 @@ pub(crate) struct Stream {
     pub early: Option<Tensor>,
 }
 
+/// Threads that pieces of work are made for; how many there will be isn't known when these are laid out.
+const THREADS: usize = 8;
+
 /// Kernels for gate and up and for down, for a batch of `n_tokens`; `early` is the operand of the first that tells what the
 /// next layer will take, `ours` what tells either which experts it computes.
 pub(super) fn kernels(
@@ -36,7 +39,8 @@ pub(super) fn kernels(
     early: Option<usize>,
     ours: [Ours; 2],
 ) -> (Arc<dyn TileKernel>, Arc<dyn TileKernel>) {
-    let steps = [gate.tile_rows(n_tokens).min(up.tile_rows(n_tokens)), down.tile_rows(n_tokens)];
+    let gates = gate.tile_rows(n_tokens, THREADS).min(up.tile_rows(n_tokens, THREADS));
+    let steps = [gates, down.tile_rows(n_tokens, THREADS)];
     let entry = Entry { pool: Arc::clone(&stream.pool), layer: stream.layer, steps };
     let [of_hidden, of_down] = ours;
     let gate_up = GateUp { entry: entry.clone(), gate, up, early, ours: of_hidden };

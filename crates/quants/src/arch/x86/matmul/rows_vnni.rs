@@ -1,6 +1,6 @@
 //! Few rows of activations with AVX-512 VNNI: as in [`super::rows`], with 64 columns of a weight row to a vector.
 //!
-//! Half as many instructions a weight leave room for more loads under way, which is what decoding waits for.
+//! Half as many instructions a weight leave room for more loads under way.
 
 use std::arch::x86_64::*;
 
@@ -36,6 +36,8 @@ pub(super) unsafe fn multiply(
     // SAFETY: as promised by the caller.
     unsafe {
         match ty {
+            // With one row these wait for memory only, and shorter loads got more out of it (BENCHMARKS.md).
+            TensorType::Q4_K | TensorType::Q5_K if shape.n_acts == 1 => return false,
             TensorType::Q2_K => kernels!(Q2_K),
             TensorType::Q3_K => kernels!(Q3_K),
             TensorType::Q4_K => kernels!(Q4_K),
