@@ -76,7 +76,7 @@ impl Default for SessionOptions {
             type_k: TensorType::F16,
             type_v: TensorType::F16,
             offload: true,
-            stage_experts: StageExperts::Never,
+            stage_experts: StageExperts::Auto,
         }
     }
 }

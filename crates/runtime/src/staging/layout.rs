@@ -7,7 +7,7 @@ use ggml::{Buffer, BufferType, Context, Device, Tensor, Type};
 use std::sync::Arc;
 
 /// Stacks of a device: while one is computed with, the next layer is copied into the other.
-const N_STACKS: usize = 2;
+pub(crate) const N_STACKS: usize = 2;
 
 /// One projection of an expert.
 pub(super) struct Matrix {

@@ -19,6 +19,7 @@ use crate::model::{ExpertBank, Model};
 use copier::{CHUNK_BYTES, Counted, Shared};
 use ggml::{BufferType, CopyStream, Graph, RowKernel, Rows, Sources, Tensor};
 use layout::Layout;
+pub(crate) use layout::N_STACKS;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -27,6 +28,11 @@ use sweep::Sweep;
 /// Threads that copy. One alone does not use all of a bus, as it also copies into pinned memory; and reads from a file
 /// want to be several.
 const N_COPIERS: usize = 3;
+
+/// Bytes of pinned memory that experts pass through on their way to so many devices.
+pub(crate) fn pinned_bytes(n_devices: usize) -> u64 {
+    (n_devices * N_COPIERS * CHUNK_BYTES) as u64
+}
 
 /// What a model's experts could be staged through; nothing is allocated yet.
 pub(crate) struct Planned(Layout);
