@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::buffer::BufferType;
-use crate::stand_in::device::{LATE_STATUS, LateStatus};
+use crate::stand_in::stream::{LATE_STATUS, LateStatus};
 use crate::tensor::{Tensor, Type};
 use crate::threads::ThreadPool;
 use ggml_sys as sys;

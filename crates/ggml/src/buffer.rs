@@ -41,12 +41,14 @@ impl BufferType {
         unsafe { sys::ggml_backend_buft_is_host(self.0.as_ptr()) }
     }
 
-    fn alignment(self) -> usize {
+    /// Bytes that addresses of tensors are multiples of.
+    pub fn alignment(self) -> usize {
         // SAFETY: a static description.
         unsafe { sys::ggml_backend_buft_get_alignment(self.0.as_ptr()) }.max(1)
     }
 
-    fn alloc_size(self, tensor: &Tensor) -> usize {
+    /// Bytes that a tensor takes there, padding included.
+    pub fn alloc_size(self, tensor: &Tensor) -> usize {
         // SAFETY: both are valid.
         unsafe { sys::ggml_backend_buft_get_alloc_size(self.0.as_ptr(), tensor.raw()) }
     }

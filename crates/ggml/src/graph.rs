@@ -357,6 +357,11 @@ impl Graph {
         self.custom(Type::I8, &[row_bytes, n_rows], sources, Kernel::Rows(kernel))
     }
 
+    /// I32 of shape `ne`, whose rows are filled by `kernel` on the CPU; sources as in [`custom_rows`](Self::custom_rows).
+    pub fn custom_ints(&self, ne: &[usize], sources: &[&Tensor], kernel: Arc<dyn RowKernel>) -> Tensor {
+        self.custom(Type::I32, ne, sources, Kernel::Rows(kernel))
+    }
+
     /// F32 of shape `ne`, computed by `kernel` on the CPU; sources as in [`custom_rows`](Self::custom_rows).
     pub fn custom_tiles(&self, ne: &[usize], sources: &[&Tensor], kernel: Arc<dyn TileKernel>) -> Tensor {
         self.custom(Type::F32, ne, sources, Kernel::Tiles(kernel))

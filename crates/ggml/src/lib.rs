@@ -22,6 +22,7 @@ mod sched;
 pub mod stand_in;
 mod tensor;
 mod threads;
+mod transfer;
 
 pub use backend::{Backend, Device, DeviceKind, devices, load_backends};
 pub use buffer::{Buffer, BufferType};
@@ -34,6 +35,7 @@ pub use graph::{Graph, Rope, RopeStyle};
 pub use sched::Scheduler;
 pub use tensor::{Tensor, Type};
 pub use threads::ThreadPool;
+pub use transfer::{CopyStream, Pinned};
 
 /// Where ggml's log lines go: level and text.
 pub type LogSink = fn(u32, &str);

@@ -3,7 +3,7 @@
 //! To ggml it is a GPU like any other. Its buffers are not host memory, so the scheduler splits graphs at its border and
 //! copies what crosses it; an allocation beyond its budget fails as on a full card; a tensor that lies elsewhere when it
 //! computes is an error, as it would be a fault on a card; custom nodes (which are host functions) are not for it; it
-//! computes when somebody waits for it, and not before. What it can't show is anything about time, copies beside
+//! computes and copies when somebody waits for it, and not before. What it can't show is anything about time, copies beside
 //! computing, or the arithmetic of real GPU kernels: results equal the CPU's.
 //!
 //! Tests register one with [`register`]; the programs do so when [`VARIABLE`] is set, so that placement, budgets and
@@ -11,6 +11,7 @@
 
 pub(crate) mod device;
 mod memory;
+pub(crate) mod stream;
 
 use crate::backend::{Device, DeviceKind, REGISTRY};
 use crate::{Error, load_backends};

@@ -1,6 +1,7 @@
 //! Tensors: named shapes with a type, whose bytes lie in a buffer.
 
 use crate::Error;
+use crate::buffer::BufferType;
 use crate::context::ContextInner;
 use ggml_sys as sys;
 use std::ffi::CStr;
@@ -198,7 +199,35 @@ impl Tensor {
         self.read(first * size_of::<T>(), bytes);
     }
 
-    fn check_range(&self, offset: usize, len: usize) {
+    /// The kind of memory it lies in; `None` without a place.
+    pub fn place(&self) -> Option<BufferType> {
+        let buffer = NonNull::new(self.buffer())?;
+        // SAFETY: a tensor's buffer lives as long as its context.
+        NonNull::new(unsafe { sys::ggml_backend_buffer_get_type(buffer.as_ptr()) }).map(BufferType)
+    }
+
+    fn buffer(&self) -> sys::ggml_backend_buffer_t {
+        let tensor = self.get();
+        // SAFETY: the origin of a view lives as long as the view.
+        if tensor.view_src.is_null() { tensor.buffer } else { unsafe { (*tensor.view_src).buffer } }
+    }
+
+    /// Gives `window`, which has no place yet, the bytes of this tensor from `offset` on. The caller keeps this tensor as
+    /// long as the window is used.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    pub(crate) fn lend(&self, offset: usize, window: &Tensor) {
+        self.check_range(offset, window.n_bytes());
+        assert!(!window.is_allocated(), "{window:?} has a place already");
+        // SAFETY: the range lies inside this tensor, and the window is nobody else's.
+        unsafe {
+            (*window.raw()).buffer = self.buffer();
+            (*window.raw()).data = self.get().data.cast::<u8>().add(offset).cast();
+        }
+    }
+
+    pub(crate) fn check_range(&self, offset: usize, len: usize) {
         assert!(self.is_allocated(), "tensor {self:?} has no place in a buffer yet");
         let end = offset.checked_add(len).expect("a range in memory");
         assert!(

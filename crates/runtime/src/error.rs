@@ -107,6 +107,20 @@ pub enum Error {
         /// What the device, or the machine (or its cgroup), has.
         available_bytes: u64,
     },
+    /// Stacks that experts are staged in for large batches don't fit.
+    #[error(
+        "{place}: staging experts needs {needed_bytes} bytes beside {context_bytes} for the context, but {available_bytes} are free"
+    )]
+    StagingMemory {
+        /// The device's kind of memory.
+        place: String,
+        /// For the stacks.
+        needed_bytes: u64,
+        /// For KV cache and compute buffers.
+        context_bytes: u64,
+        /// What the device has.
+        available_bytes: u64,
+    },
     /// The least that a model needs, with experts read from the file, is more than may be used.
     #[error(
         "the model needs {} bytes of memory at least ({} for weights that every token reads, {} for experts, {} for the KV cache, {} for computing), and {available_bytes} may be used; use a smaller -c, or -ctk q8_0 -ctv q8_0",

@@ -1,6 +1,7 @@
 //! Runs a GGUF model on ggml: weights, placement, graph, session, sampler, tokenizer, chat template.
 
 pub mod bandwidth;
+mod batch;
 pub mod chat;
 mod error;
 mod graph;
@@ -15,10 +16,11 @@ pub mod sampler;
 mod saved_context;
 pub mod session;
 pub mod slots;
+mod staging;
 pub mod tokenizer;
 
 pub use error::Error;
 pub use expert_pool::Statistics as StreamStatistics;
 pub use kernels::Kernels;
 pub use model::{Model, ModelOptions};
-pub use session::{Logits, Session, SessionOptions};
+pub use session::{ExpertStaging, Logits, Session, SessionOptions, StageExperts};

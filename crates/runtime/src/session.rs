@@ -1,6 +1,7 @@
 //! A conversation with a model: its KV cache, and tokens going in, logits coming out.
 
 use crate::Error;
+use crate::batch::{Batches, MIN_OFFLOAD_TOKENS};
 use crate::graph::{self, BatchGraph, BatchShape};
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
@@ -8,6 +9,8 @@ use crate::memory::Free;
 use crate::model::Model;
 use crate::routing::LayerRouting;
 use crate::saved_context;
+pub use crate::staging::StagingStatistics;
+use crate::staging::{Planned, Staging};
 use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
@@ -34,6 +37,32 @@ pub struct SessionOptions {
     pub type_v: TensorType,
     /// Devices compute large batches with weights that lie on the host.
     pub offload: bool,
+    /// Which batches take the experts that lie on the host through stacks on devices.
+    pub stage_experts: StageExperts,
+}
+
+/// Which batches take the experts that lie on the host through stacks on their layer's device, where one layer's are copied
+/// while another's are computed with. For layers whose other weights are on a device; smaller batches are computed by the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StageExperts {
+    /// Those that ggml has devices take over; or by measurement, where there is a [plan](crate::plan).
+    #[default]
+    Auto,
+    /// None.
+    Never,
+    /// Those of so many tokens and more.
+    From(u32),
+}
+
+impl StageExperts {
+    /// The fewest tokens of such a batch.
+    pub(crate) fn least_tokens(self) -> Option<usize> {
+        match self {
+            StageExperts::Auto => Some(MIN_OFFLOAD_TOKENS),
+            StageExperts::Never => None,
+            StageExperts::From(n_tokens) => Some(n_tokens as usize),
+        }
+    }
 }
 
 impl Default for SessionOptions {
@@ -47,6 +76,7 @@ impl Default for SessionOptions {
             type_k: TensorType::F16,
             type_v: TensorType::F16,
             offload: true,
+            stage_experts: StageExperts::Auto,
         }
     }
 }
@@ -97,6 +127,7 @@ pub struct Session {
     scheduler: Scheduler,
     cache: KvCache,
     model: Arc<Model>,
+    staging: Result<Option<Staging>, Error>,
     options: SessionOptions,
     n_ctx: usize,
     n_past: usize,
@@ -106,6 +137,17 @@ pub struct Session {
     pool: Arc<ThreadPool>,
     pool_batch: Arc<ThreadPool>,
     stop: Arc<AtomicBool>,
+}
+
+/// Whether experts that lie on the host are copied to devices for large batches.
+#[derive(Debug)]
+pub enum ExpertStaging<'a> {
+    /// Not asked for, or no layer on a device has its experts on the host.
+    None,
+    /// It is; what was copied so far.
+    Ready(StagingStatistics),
+    /// It can't be, and the CPU computes with them instead.
+    Failed(&'a Error),
 }
 
 /// Contexts grow in steps of this many cells, and so does what attention looks at; a graph serves until the next step.
@@ -146,25 +188,46 @@ impl Session {
         let mut scheduler = Scheduler::new(backends, graph::max_nodes(model), options.offload);
 
         let cache = KvCache::new(hparams, model.placement(), n_ctx, type_k, type_v)?;
-        let largest = BatchShape {
-            n_tokens: (options.n_ubatch as usize).clamp(1, n_ctx),
-            n_kv: n_ctx,
-            n_outputs: 1,
-            flash_attention: options.flash_attention,
-            kernels: kernels(model, options, options.n_ubatch as usize),
-            routing: false,
-            tapped: false,
-            by_slots: by_slots(model, options, options.n_ubatch as usize),
+        let n_ubatch = (options.n_ubatch as usize).clamp(1, n_ctx);
+        let graph_of = |n_tokens: usize, staging: Option<&Staging>| {
+            let batches = Batches { model, options, has_staging: staging.is_some() };
+            let shape = BatchShape {
+                n_tokens,
+                n_kv: n_ctx,
+                n_outputs: 1,
+                flash_attention: options.flash_attention,
+                kernels: batches.kernels(n_tokens),
+                routing: false,
+                tapped: false,
+                by_slots: batches.use_slots(n_tokens),
+                staged: batches.are_staged(n_tokens),
+            };
+            graph::build(model, &cache, shape, staging).graph
         };
-        let measured = graph::build(model, &cache, largest).graph;
-        free.check_context(n_ctx, &caches, &scheduler.measure(measured))?;
-        scheduler.reserve(graph::build(model, &cache, largest).graph)?;
+        let staged_from = options.stage_experts.least_tokens().filter(|n| options.offload && *n <= n_ubatch);
+        let planned = staged_from.and_then(|_| Planned::new(model));
+        let stacks = planned.as_ref().map(Planned::bytes).unwrap_or_default();
+        let mut staging = planned.map(|planned| planned.start(model, Arc::clone(&stop))).transpose();
+        if let Ok(Some(ready)) = &staging
+            && let Err(error) =
+                free.check_staging(&stacks, &caches, &scheduler.measure(graph_of(n_ubatch, Some(ready))))
+        {
+            staging = Err(error);
+        }
+        let ready = staging.as_ref().ok().and_then(Option::as_ref);
+        // With staging, smaller batches are computed elsewhere.
+        let smaller = staged_from.filter(|from| ready.is_some() && *from > 1).map(|from| from - 1);
+        for n_tokens in [n_ubatch].into_iter().chain(smaller) {
+            free.check_context(n_ctx, &caches, &scheduler.measure(graph_of(n_tokens, ready)))?;
+            scheduler.reserve(graph_of(n_tokens, ready))?;
+        }
         Ok(Session {
             current: None,
             scheduler,
             cache,
             model: Arc::clone(model),
-            options: SessionOptions { n_ubatch: largest.n_tokens as u32, ..options.clone() },
+            staging,
+            options: SessionOptions { n_ubatch: n_ubatch as u32, ..options.clone() },
             n_ctx,
             n_past: 0,
             logits: Vec::new(),
@@ -251,11 +314,23 @@ impl Session {
             });
         }
         // Inputs of products that are fused into one node would never be seen.
-        let kernels = if tapped { Kernels::Ggml } else { kernels(&self.model, &self.options, tokens.len()) };
         let n_tokens = tokens.len();
-        let by_slots = !tapped && by_slots(&self.model, &self.options, n_tokens);
-        let shape =
-            BatchShape { n_tokens, n_kv, n_outputs, flash_attention, kernels, routing, tapped, by_slots };
+        let batches =
+            Batches { model: &self.model, options: &self.options, has_staging: self.staging().is_some() };
+        let kernels = if tapped { Kernels::Ggml } else { batches.kernels(n_tokens) };
+        let by_slots = !tapped && batches.use_slots(n_tokens);
+        let staged = !tapped && batches.are_staged(n_tokens);
+        let shape = BatchShape {
+            n_tokens,
+            n_kv,
+            n_outputs,
+            flash_attention,
+            kernels,
+            routing,
+            tapped,
+            by_slots,
+            staged,
+        };
         let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
@@ -264,7 +339,7 @@ impl Session {
         let current = match reusable {
             Some(current) => current,
             None => {
-                let built = graph::build(&self.model, &self.cache, shape);
+                let built = graph::build(&self.model, &self.cache, shape, self.staging());
                 self.scheduler.allocate(&built.graph)?;
                 built
             }
@@ -273,6 +348,10 @@ impl Session {
         // Whoever waits for another session's turn must not keep experts from moving meanwhile.
         let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
         let slots = model.slots().map(|slots| (slots, slots.begin()));
+        let staging = self.staging.as_ref().ok().and_then(Option::as_ref).filter(|_| staged);
+        if let Some(staging) = staging {
+            staging.begin(&model, current.n_staged);
+        }
         self.fill_inputs(&current, tokens);
         let done = match observer {
             None => self.scheduler.compute(&current.graph),
@@ -285,7 +364,9 @@ impl Session {
             }
         };
         // A failure to read comes first: what was computed after it is nothing.
+        let copied = staging.map_or(Ok(()), Staging::finish);
         turn.map_or(Ok(()), |turn| turn.finish())?;
+        copied?;
         done.map_err(|error| match error {
             ggml::Error::Aborted => Error::Stopped,
             other => other.into(),
@@ -308,6 +389,19 @@ impl Session {
         }
         self.current = Some(current);
         Ok(())
+    }
+
+    fn staging(&self) -> Option<&Staging> {
+        self.staging.as_ref().ok().and_then(Option::as_ref)
+    }
+
+    /// Whether large batches take the host's experts through stacks on devices.
+    pub fn expert_staging(&self) -> ExpertStaging<'_> {
+        match &self.staging {
+            Ok(None) => ExpertStaging::None,
+            Ok(Some(staging)) => ExpertStaging::Ready(staging.statistics()),
+            Err(error) => ExpertStaging::Failed(error),
+        }
     }
 
     /// Records from now on what the routers decide for every token, or no longer.
@@ -450,26 +544,6 @@ impl Session {
     pub fn n_splits(&self) -> usize {
         self.scheduler.n_splits()
     }
-}
-
-/// Batches from which on devices compute with weights that lie on the host; ggml's own bound.
-const MIN_OFFLOAD_TOKENS: usize = 32;
-
-/// The kernels for a batch: devices can't take over what ours compute. (Streamed experts are ours to compute in any case.)
-fn kernels(model: &Model, options: &SessionOptions, n_tokens: usize) -> Kernels {
-    if is_offloaded(model, options, n_tokens) { Kernels::Ggml } else { model.kernels() }
-}
-
-/// Whether devices compute a batch with the weights that lie on the host too.
-fn is_offloaded(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
-    options.offload && n_tokens >= MIN_OFFLOAD_TOKENS && !model.placement().devices().is_empty()
-}
-
-/// Whether experts in slots are computed there. In large batches nearly every expert is asked for, and what devices take
-/// over is copied to them in any case; streamed experts are not taken over.
-fn by_slots(model: &Model, options: &SessionOptions, n_tokens: usize) -> bool {
-    let is_streamed = model.expert_pool().is_some();
-    model.slots().is_some() && (is_streamed || !is_offloaded(model, options, n_tokens))
 }
 
 /// Copies the input of a matrix product to the host and shows it.

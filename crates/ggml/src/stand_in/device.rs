@@ -1,10 +1,11 @@
-//! The stand-in as ggml sees it: registry entry, device and stream, which hand the work to a CPU backend inside.
-//!
-//! A stream only notes what it is given to compute, and does it when somebody waits for it. That is a GPU as slow as it
-//! can be: whoever reads its memory without waiting finds what was there before, and what the CPU does in between is what
-//! it could do while a GPU computes.
+//! The stand-in as ggml sees it: registry entry and device, whose [streams](super::stream) hand the work to a CPU backend
+//! inside.
 
 use super::memory::{self, Budget};
+use super::stream::{
+    LATE_STATUS, LateStatus, free_event, late_status, new_event, set_abort, set_thread_pool, set_threads,
+    start_stream, wait_for_event,
+};
 use crate::backend::{Device, SetAbort, SetThreadPool, SetThreads};
 use ggml_sys as sys;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -18,11 +19,11 @@ const MIN_OFFLOAD_BATCH: i64 = 32;
 pub(super) struct StandIn {
     name: CString,
     budget: Budget,
-    /// Graphs that streams were given and have not computed.
-    n_pending: AtomicUsize,
+    /// Graphs and copies that streams were given and have not done.
+    pub(super) n_pending: AtomicUsize,
     /// Reads of its memory by the host while there were some.
     n_reads_beside_work: AtomicUsize,
-    cpu: Device,
+    pub(super) cpu: Device,
     /// Both refer to this very struct, so they are filled in once it has its place.
     buffer_type: sys::ggml_backend_buffer_type,
     raw: sys::ggml_backend_device,
@@ -31,7 +32,7 @@ pub(super) struct StandIn {
 impl StandIn {
     /// # Safety
     /// `device` is one that `register` made.
-    unsafe fn of(device: sys::ggml_backend_dev_t) -> &'static StandIn {
+    pub(super) unsafe fn of(device: sys::ggml_backend_dev_t) -> &'static StandIn {
         // SAFETY: its context is the struct, which is never freed.
         unsafe { &*(*device).context.cast::<StandIn>() }
     }
@@ -68,27 +69,6 @@ pub(super) fn reads_beside_work(device: Device) -> usize {
     }
     // SAFETY: a device of this kind.
     unsafe { StandIn::of(device.0.as_ptr()) }.n_reads_beside_work.load(Ordering::Relaxed)
-}
-
-/// Name of the function that tells how late work ended.
-pub(crate) const LATE_STATUS: &CStr = c"bruce_stand_in_late_status";
-
-/// Status of what a stream computed when somebody waited for it, once; a stream can't return it then.
-pub(crate) type LateStatus = unsafe extern "C" fn(sys::ggml_backend_t) -> sys::ggml_status;
-
-unsafe extern "C" fn late_status(stream: sys::ggml_backend_t) -> sys::ggml_status {
-    // SAFETY: a stream of this device, which one thread uses at a time.
-    let stream = unsafe { &mut *(*stream).context.cast::<Stream>() };
-    std::mem::replace(&mut stream.status, sys::GGML_STATUS_SUCCESS)
-}
-
-/// What a stream's context points to.
-struct Stream {
-    cpu: sys::ggml_backend_t,
-    /// Whoever gives a graph to a stream keeps it until it has waited for it.
-    pending: Vec<*mut sys::ggml_cgraph>,
-    /// Of what was computed since it was last asked for.
-    status: sys::ggml_status,
 }
 
 /// The devices of one registry entry.
@@ -145,9 +125,9 @@ unsafe fn place(
         supports_op: Some(supports_op),
         supports_buft: Some(supports_buffer_type),
         offload_op: Some(offload_op),
-        event_new: None,
-        event_free: None,
-        event_synchronize: None,
+        event_new: Some(new_event),
+        event_free: Some(free_event),
+        event_synchronize: Some(wait_for_event),
     };
     let place = Box::into_raw(Box::new(StandIn {
         name: CString::new(name).unwrap_or_default(),
@@ -196,41 +176,6 @@ unsafe extern "C" fn registry_function(_: sys::ggml_backend_reg_t, name: *const 
     }
 }
 
-unsafe extern "C" fn set_threads(stream: sys::ggml_backend_t, n_threads: i32) {
-    // SAFETY: a stream of this device; the type is what ggml documents for the name.
-    unsafe {
-        if let Some(set) =
-            StandIn::of((*stream).device).cpu.function::<SetThreads>(c"ggml_backend_set_n_threads")
-        {
-            set(inner(stream), n_threads);
-        }
-    }
-}
-
-unsafe extern "C" fn set_thread_pool(stream: sys::ggml_backend_t, pool: sys::ggml_threadpool_t) {
-    // SAFETY: as above; the caller keeps the pool alive.
-    unsafe {
-        let cpu = StandIn::of((*stream).device).cpu;
-        if let Some(set) = cpu.function::<SetThreadPool>(c"ggml_backend_cpu_set_threadpool") {
-            set(inner(stream), pool);
-        }
-    }
-}
-
-unsafe extern "C" fn set_abort(
-    stream: sys::ggml_backend_t,
-    callback: Option<crate::backend::AbortCallback>,
-    data: *mut c_void,
-) {
-    // SAFETY: as above; the caller keeps `data` alive.
-    unsafe {
-        let cpu = StandIn::of((*stream).device).cpu;
-        if let Some(set) = cpu.function::<SetAbort>(c"ggml_backend_set_abort_callback") {
-            set(inner(stream), callback, data);
-        }
-    }
-}
-
 unsafe extern "C" fn device_name(device: sys::ggml_backend_dev_t) -> *const c_char {
     // SAFETY: ggml passes a device of this kind; so below.
     unsafe { StandIn::of(device) }.name()
@@ -271,14 +216,16 @@ unsafe extern "C" fn device_properties(
                 async_: true,
                 host_buffer: false,
                 buffer_from_host_ptr: false,
-                events: false,
+                events: true,
                 mmap_support: false,
             },
         });
     }
 }
 
-unsafe extern "C" fn device_buffer_type(device: sys::ggml_backend_dev_t) -> sys::ggml_backend_buffer_type_t {
+pub(super) unsafe extern "C" fn device_buffer_type(
+    device: sys::ggml_backend_dev_t,
+) -> sys::ggml_backend_buffer_type_t {
     // SAFETY: a device of this kind.
     (&raw const unsafe { StandIn::of(device) }.buffer_type).cast_mut()
 }
@@ -315,62 +262,6 @@ unsafe extern "C" fn offload_op(_: sys::ggml_backend_dev_t, op: *const sys::ggml
     }
 }
 
-/// The stream's CPU backend.
-///
-/// # Safety
-/// `stream` was made by `start_stream`.
-unsafe fn inner(stream: sys::ggml_backend_t) -> sys::ggml_backend_t {
-    // SAFETY: as the caller promises.
-    unsafe { (*(*stream).context.cast::<Stream>()).cpu }
-}
-
-unsafe extern "C" fn start_stream(device: sys::ggml_backend_dev_t, _: *const c_char) -> sys::ggml_backend_t {
-    // Only compared by address and content, never written.
-    static GUID: sys::ggml_guid = *b"bruce stand-in 0";
-    // SAFETY: a device of this kind; the CPU's device lives for ever.
-    let cpu = unsafe { sys::ggml_backend_dev_init(StandIn::of(device).cpu.0.as_ptr(), null()) };
-    if cpu.is_null() {
-        return null_mut();
-    }
-    let iface = sys::ggml_backend_i {
-        get_name: Some(stream_name),
-        free: Some(end_stream),
-        set_tensor_async: None,
-        get_tensor_async: None,
-        set_tensor_2d_async: None,
-        get_tensor_2d_async: None,
-        cpy_tensor_async: None,
-        synchronize: Some(wait),
-        graph_plan_create: None,
-        graph_plan_free: None,
-        graph_plan_update: None,
-        graph_plan_compute: None,
-        graph_compute: Some(compute),
-        event_record: None,
-        event_wait: None,
-        graph_optimize: None,
-    };
-    let guid = (&raw const GUID).cast_mut();
-    let stream = Stream { cpu, pending: Vec::new(), status: sys::GGML_STATUS_SUCCESS };
-    let context = Box::into_raw(Box::new(stream)).cast();
-    Box::into_raw(Box::new(sys::ggml_backend { guid, iface, device, context }))
-}
-
-unsafe extern "C" fn stream_name(stream: sys::ggml_backend_t) -> *const c_char {
-    // SAFETY: a stream of this device.
-    unsafe { StandIn::of((*stream).device) }.name()
-}
-
-unsafe extern "C" fn end_stream(stream: sys::ggml_backend_t) {
-    // SAFETY: ggml frees a stream once; `start_stream` boxed it and its context, which owns the backend inside.
-    unsafe {
-        let context = Box::from_raw((*stream).context.cast::<Stream>());
-        StandIn::of((*stream).device).n_pending.fetch_sub(context.pending.len(), Ordering::Relaxed);
-        sys::ggml_backend_free(context.cpu);
-        drop(Box::from_raw(stream));
-    }
-}
-
 /// The buffer that holds a tensor's bytes, or null.
 ///
 /// # Safety
@@ -380,58 +271,5 @@ pub(super) unsafe fn buffer_of(tensor: *const sys::ggml_tensor) -> sys::ggml_bac
     unsafe {
         let origin = if (*tensor).view_src.is_null() { tensor } else { (*tensor).view_src };
         (*origin).buffer
-    }
-}
-
-unsafe extern "C" fn compute(stream: sys::ggml_backend_t, graph: *mut sys::ggml_cgraph) -> sys::ggml_status {
-    // SAFETY: a stream of this device and a graph that the scheduler has allocated.
-    unsafe {
-        let own = device_buffer_type((*stream).device);
-        for i in 0..sys::ggml_graph_n_nodes(graph) {
-            let node = sys::ggml_graph_node(graph, i);
-            if !lies_in(own, node) {
-                return sys::GGML_STATUS_FAILED;
-            }
-        }
-        StandIn::of((*stream).device).n_pending.fetch_add(1, Ordering::Relaxed);
-        (*(*stream).context.cast::<Stream>()).pending.push(graph);
-    }
-    sys::GGML_STATUS_SUCCESS
-}
-
-/// Computes what was given, in its order.
-unsafe extern "C" fn wait(stream: sys::ggml_backend_t) {
-    // SAFETY: a stream of this device, which one thread uses at a time; its graphs are kept until this returns.
-    unsafe {
-        let context = &mut *(*stream).context.cast::<Stream>();
-        for graph in context.pending.drain(..) {
-            let status = sys::ggml_backend_graph_compute(context.cpu, graph);
-            StandIn::of((*stream).device).n_pending.fetch_sub(1, Ordering::Relaxed);
-            if context.status == sys::GGML_STATUS_SUCCESS {
-                context.status = status;
-            }
-        }
-    }
-}
-
-/// Whether a node and all it reads lie in the given memory; a view by itself touches nothing.
-///
-/// # Safety
-/// `node` is valid.
-unsafe fn lies_in(own: sys::ggml_backend_buffer_type_t, node: *const sys::ggml_tensor) -> bool {
-    // SAFETY: as the caller promises, and a node's operands live as long as the node.
-    unsafe {
-        let here = |tensor: *const sys::ggml_tensor| {
-            let buffer = buffer_of(tensor);
-            !buffer.is_null() && (*buffer).buft == own
-        };
-        match (*node).op {
-            sys::GGML_OP_NONE
-            | sys::GGML_OP_RESHAPE
-            | sys::GGML_OP_VIEW
-            | sys::GGML_OP_PERMUTE
-            | sys::GGML_OP_TRANSPOSE => true,
-            _ => here(node) && (*node).src.iter().all(|src| src.is_null() || here(*src)),
-        }
     }
 }

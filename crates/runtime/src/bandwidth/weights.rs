@@ -30,6 +30,7 @@ pub struct Multiplier {
     pool: Arc<ThreadPool>,
     room_bytes: u64,
     token_bytes: u64,
+    n_tokens: usize,
 }
 
 impl Multiplier {
@@ -47,7 +48,12 @@ impl Multiplier {
     ) -> Result<Multiplier, Error> {
         let kernels = if device.kind() == DeviceKind::Cpu { kernels } else { Kernels::Ggml };
         let pool = crate::session::new_pool(n_threads)?;
-        Ok(Multiplier { device, kernels, pool, room_bytes, token_bytes })
+        Ok(Multiplier { device, kernels, pool, room_bytes, token_bytes, n_tokens: 1 })
+    }
+
+    /// For batches: rates are then bytes of weights times tokens.
+    pub fn with_tokens(self, n_tokens: usize) -> Multiplier {
+        Multiplier { n_tokens: n_tokens.max(1), ..self }
     }
 
     /// Bytes of weights a second in the best round over `tensors`, of one type and mapped by the host; `None` without room
@@ -140,15 +146,15 @@ impl Multiplier {
             }
             best = best.min(start.elapsed());
         }
-        Ok(Some(n_bytes as f64 / best.as_secs_f64().max(1e-9)))
+        Ok(Some((n_bytes * self.n_tokens) as f64 / best.as_secs_f64().max(1e-9)))
     }
 
     /// One product, waited for.
     fn multiply(&self, scheduler: &mut Scheduler, weights: &Tensor) -> Result<(), Error> {
         let n_cols = weights.ne()[0];
-        let values: Vec<f32> = (0..n_cols).map(|i| 1.0 - (i % 3) as f32).collect();
+        let values: Vec<f32> = (0..n_cols * self.n_tokens).map(|i| 1.0 - (i % 3) as f32).collect();
         let graph = Graph::new(16);
-        let x = graph.input("x", Type::F32, &[n_cols, 1]);
+        let x = graph.input("x", Type::F32, &[n_cols, self.n_tokens]);
         let product = graph::multiply(&graph, self.kernels, weights, &x);
         graph.output(&product);
         graph.expand(&product);

@@ -5,18 +5,19 @@ use super::taps::Taps;
 use super::{linear, linears, multiply};
 use crate::kernels::{self, Kernels, Stream};
 use crate::model::{ExpertBank, FeedForward};
+use crate::staging::Staging;
 use ggml::{Graph, Tensor};
 use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
-/// `x: [n_embd, n_tokens]` to the same shape. `stream` is where the experts come from when they are not in memory; they are
-/// then computed by kernels of ours, whichever compute the rest.
+/// `x: [n_embd, n_tokens]` to the same shape. Experts that are streamed are computed by kernels of ours, whichever compute the
+/// rest; those that are staged by ggml's, on a device.
 pub(super) fn feed_forward(
     g: &Graph,
     kernels: Kernels,
     ffn: &FeedForward,
     x: &Tensor,
     n_used: usize,
-    stream: Option<&Stream>,
+    supply: &Supply<'_>,
     watch: &mut Watched<'_>,
 ) -> Tensor {
     let taps = &mut *watch.taps;
@@ -32,12 +33,18 @@ pub(super) fn feed_forward(
             taps.layer_input(x, &[FfnGateInp]);
             let chosen = choose(g, kernels, router, x, n_used);
             let banks = [gate, up, down];
-            if let Some(slots) = slots {
-                let ids = watch.choices.keep(g, &chosen.ids);
-                if watch.choices.by_slots {
-                    let chosen = Chosen { ids, ..chosen };
-                    return slots::experts(g, kernels, banks, slots, x, &chosen, stream);
-                }
+            let kept = slots.as_ref().map(|slots| (slots, watch.choices.keep(g, &chosen.ids)));
+            if let Supply::Staged(staging, layer) = supply {
+                let ids = kept.map_or_else(|| g.contiguous(&chosen.ids), |(_, ids)| ids);
+                let (banks, ids) = staging.layer(g, *layer, &ids);
+                return of_experts(g, banks, x, &Chosen { ids, ..chosen }, taps);
+            }
+            let stream = supply.stream();
+            if let Some((slots, ids)) = kept
+                && watch.choices.by_slots
+            {
+                let chosen = Chosen { ids, ..chosen };
+                return slots::experts(g, kernels, banks, slots, x, &chosen, stream);
             }
             if (kernels == Kernels::Bruce || stream.is_some())
                 && let Some(out) = kernels::experts(g, banks, x, &chosen.ids, &chosen.weights, None, stream)
@@ -45,19 +52,44 @@ pub(super) fn feed_forward(
                 return out;
             }
             assert!(stream.is_none(), "experts are streamed only to kernels of ours, and types were checked");
-            let kept = taps.keep_ids(g, &chosen.ids);
-            if let Some(ids) = &kept {
-                taps.expert_input(ids, x, ids, &[FfnGateExps, FfnUpExps]);
-            }
-            let x = by_choice(g, x);
-            let up = project(g, up, &x, &chosen.ids);
-            let gate = project(g, gate, &x, &chosen.ids);
-            let hidden = g.swiglu(&gate, &up); // [n_ff, n_used, n_tokens]
-            if let Some(ids) = &kept {
-                taps.expert_input(&hidden, &hidden, ids, &[FfnDownExps]);
-            }
-            let out = project(g, down, &hidden, &chosen.ids); // [n_embd, n_used, n_tokens]
-            sum_of_used(g, &g.mul(&out, &chosen.weights))
+            of_experts(g, banks, x, &chosen, taps)
+        }
+    }
+}
+
+/// The weighted sum over the experts of `banks` (gate, up, down), by ggml's kernels.
+fn of_experts(g: &Graph, banks: [&ExpertBank; 3], x: &Tensor, chosen: &Chosen, taps: &mut Taps) -> Tensor {
+    let [gate, up, down] = banks;
+    let kept = taps.keep_ids(g, &chosen.ids);
+    if let Some(ids) = &kept {
+        taps.expert_input(ids, x, ids, &[FfnGateExps, FfnUpExps]);
+    }
+    let x = by_choice(g, x);
+    let up = project(g, up, &x, &chosen.ids);
+    let gate = project(g, gate, &x, &chosen.ids);
+    let hidden = g.swiglu(&gate, &up); // [n_ff, n_used, n_tokens]
+    if let Some(ids) = &kept {
+        taps.expert_input(&hidden, &hidden, ids, &[FfnDownExps]);
+    }
+    let out = project(g, down, &hidden, &chosen.ids); // [n_embd, n_used, n_tokens]
+    sum_of_used(g, &g.mul(&out, &chosen.weights))
+}
+
+/// How a layer's experts come to where they are computed.
+pub(super) enum Supply<'a> {
+    /// They are there.
+    Resident,
+    /// From the file, to kernels of ours on the CPU.
+    Streamed(Stream),
+    /// To a stack on the layer's device; the number of the layer.
+    Staged(&'a Staging, usize),
+}
+
+impl Supply<'_> {
+    fn stream(&self) -> Option<&Stream> {
+        match self {
+            Supply::Streamed(stream) => Some(stream),
+            Supply::Resident | Supply::Staged(..) => None,
         }
     }
 }

@@ -12,6 +12,8 @@ mod taps;
 use crate::kernels::{self, Kernels, Matrix, Stream};
 use crate::kv_cache::KvCache;
 use crate::model::{FeedForward, Layer, Linear, Model};
+use crate::staging::Staging;
+use feed_forward::Supply;
 use ggml::{Graph, Tensor, Type};
 use model_spec::TensorRole;
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub(crate) struct BatchShape {
     pub tapped: bool,
     /// Devices compute the experts in their slots; otherwise all are computed from the host's copies.
     pub by_slots: bool,
+    /// Devices compute with experts of the host that are copied to them in time.
+    pub staged: bool,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -66,6 +70,8 @@ pub(crate) struct BatchGraph {
     pub taps: Vec<Tap>,
     /// `[n_used, n_tokens]`, I32: the experts taken in each layer with slots whose feed-forward network is computed.
     pub choices: Vec<Tensor>,
+    /// Layers whose experts are staged, of those whose feed-forward network is computed.
+    pub n_staged: usize,
 }
 
 /// An upper bound on the nodes of a graph of this model.
@@ -82,8 +88,13 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
     256 + model.weights().layers.len() * (72 + used) + experts
 }
 
-/// Builds the graph for `shape`.
-pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchGraph {
+/// Builds the graph for `shape`; `staging` is what staged experts are copied by.
+pub(crate) fn build(
+    model: &Model,
+    cache: &KvCache,
+    shape: BatchShape,
+    staging: Option<&Staging>,
+) -> BatchGraph {
     let graph = Graph::new(max_nodes(model));
     let g = &graph;
     let hparams = model.hparams();
@@ -91,6 +102,8 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
     let mut taps = Taps::new(shape.tapped);
     let mut choices = slots::Choices::new(shape.by_slots);
+    let staging = staging.filter(|_| shape.staged);
+    let mut n_staged = 0;
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0 && !shape.routing;
@@ -115,7 +128,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         attention::store(g, cache, index, &qkv, &inputs.cells);
         if index == last && only_cache {
             let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
-            return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices };
+            return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices, n_staged };
         }
         let gathered = attention::gather(g, model, cache, index, &qkv.q, &inputs, shape);
         taps.layer_input(&gathered, &[TensorRole::AttnOutput]);
@@ -126,7 +139,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
             watch.layer(g, (index, layer), next, &residual, hparams.rms_eps, used);
             if index == last && n_outputs == 0 {
                 let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
-                return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices };
+                return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices, n_staged };
             }
         }
         if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
@@ -136,17 +149,15 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
         let residual = g.add(&attended, &x);
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
         let n_used = model.n_expert_used() as usize;
-        let stream = stream(g, model, kernels, index, &residual);
+        let supply = match staging.filter(|staging| staging.has(index)) {
+            Some(staging) => {
+                n_staged += 1;
+                Supply::Staged(staging, index)
+            }
+            None => stream(g, model, kernels, index, &residual).map_or(Supply::Resident, Supply::Streamed),
+        };
         let mut watched = feed_forward::Watched { taps: &mut taps, choices: &mut choices };
-        let fed = feed_forward::feed_forward(
-            g,
-            kernels,
-            &layer.ffn,
-            &normed,
-            n_used,
-            stream.as_ref(),
-            &mut watched,
-        );
+        let fed = feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used, &supply, &mut watched);
         x = g.add(&fed, &residual);
         g.name(&x, &format!("layer_out-{index}"));
     }
@@ -156,7 +167,7 @@ pub(crate) fn build(model: &Model, cache: &KvCache, shape: BatchShape) -> BatchG
     g.name(&logits, "logits");
     g.output(&logits);
     let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
-    BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps, choices }
+    BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps, choices, n_staged }
 }
 
 /// Batches from which on nearly all experts are taken, so that guessing which is idle.

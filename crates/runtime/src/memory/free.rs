@@ -56,6 +56,30 @@ impl Free {
         Ok(())
     }
 
+    /// Refuses stacks for experts that do not fit beside a context: sizes by kind of memory.
+    ///
+    /// # Errors
+    /// [`Error::StagingMemory`] names the first kind of memory that has too little.
+    pub fn check_staging(
+        &self,
+        stacks: &[(BufferType, u64)],
+        caches: &[(BufferType, u64)],
+        buffers: &[(BufferType, u64)],
+    ) -> Result<(), Error> {
+        for (place, needed_bytes) in stacks {
+            let beside = caches.iter().chain(buffers).filter(|(at, _)| at == place);
+            let context_bytes = beside.fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+            match self.bytes(*place) {
+                Some(available_bytes) if needed_bytes.saturating_add(context_bytes) > available_bytes => {
+                    let (place, needed_bytes) = (place.name(), *needed_bytes);
+                    return Err(Error::StagingMemory { place, needed_bytes, context_bytes, available_bytes });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses weights that do not fit.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! file's header, free memory from devices and host, bandwidths from short measurements) and its result is turned into
 //! [`ModelOptions`]. Where everything fits, options are left as they are.
 
+mod batches;
 mod rates;
 mod survey;
 
@@ -12,8 +13,10 @@ use crate::residency::budget::{
     self, Decided, Demand, Grain, Home, Machine, Outlook, Shortage, Store, Streaming, Usage,
 };
 use crate::residency::{ExpertSlots, GpuLayers, Repack};
-use crate::session::{KV_STEP, SessionOptions};
+use crate::session::{KV_STEP, SessionOptions, StageExperts};
+use crate::staging::{N_STACKS, pinned_bytes};
 use crate::{Error, Kernels, kv_cache, model};
+pub use batches::Crossover;
 use gguf::Gguf;
 use model_spec::{HyperParams, TensorId};
 use rates::Rates;
@@ -65,6 +68,8 @@ pub struct Plan {
     pub reduced_from: Option<u32>,
     /// Bytes that the user's rules for single tensors put on devices; they are not part of the plan.
     pub pinned_device_bytes: u64,
+    /// Which batches have experts staged on devices, and the rates that say so; `None` where none have or nothing was measured.
+    pub crossover: Option<Crossover>,
     decided: Decided,
     grain: Grain,
 }
@@ -90,7 +95,7 @@ impl Plan {
         ggml::load_backends()?;
         let hparams = HyperParams::from_gguf(gguf)?;
         let mut survey = Survey::new(gguf, model, budget)?;
-        let mut decided = decided(&hparams, gguf, model);
+        let mut decided = decided(&hparams, gguf, model, session);
         let mut grain = grain(gguf, model, survey.kernels);
         let wanted = if session.n_ctx == 0 { hparams.n_ctx_train } else { session.n_ctx };
         let try_with = |survey: &Survey, decided: &Decided, grain, n_ctx, rates| -> Result<Tried, Error> {
@@ -142,6 +147,7 @@ impl Plan {
             n_ctx,
             reduced_from: (n_ctx < wanted).then_some(wanted),
             pinned_device_bytes: survey.pinned_device_bytes,
+            crossover: None,
             decided,
             grain,
         })
@@ -207,8 +213,18 @@ impl Plan {
         if self.reduced_from.is_some() {
             session.n_ctx = self.n_ctx;
         }
+        if session.stage_experts == StageExperts::Auto && self.machine.device.is_some() {
+            session.stage_experts = match (self.outlook.stages_experts(), &self.crossover) {
+                (false, _) => StageExperts::Never,
+                (true, None) => StageExperts::Auto,
+                (true, Some(crossover)) => StageExperts::From(crossover.n_tokens),
+            };
+        }
     }
 }
+
+/// Rows of quantized weights may be padded to 512 elements, and tensors be aligned to 256 bytes.
+const PADDING_BYTES: u64 = 1024;
 
 /// Whether nothing would be faster with more memory.
 fn is_at_best(demand: &Demand, machine: &Machine, outlook: &Result<Outlook, Shortage>) -> bool {
@@ -221,7 +237,7 @@ fn is_at_best(demand: &Demand, machine: &Machine, outlook: &Result<Outlook, Shor
     })
 }
 
-fn decided(hparams: &HyperParams, gguf: &Gguf, model: &ModelOptions) -> Decided {
+fn decided(hparams: &HyperParams, gguf: &Gguf, model: &ModelOptions, session: &SessionOptions) -> Decided {
     let placement = &model.placement;
     Decided {
         n_gpu_layers: match placement.n_gpu_layers {
@@ -242,6 +258,12 @@ fn decided(hparams: &HyperParams, gguf: &Gguf, model: &ModelOptions) -> Decided 
             Some(given) => Streaming::Always(Some(given)),
             None if can_stream(gguf, model) => Streaming::AsNeeded,
             None => Streaming::Never,
+        },
+        stages: match session.stage_experts {
+            _ if !session.offload => Some(false),
+            StageExperts::Auto => None,
+            StageExperts::Never => Some(false),
+            StageExperts::From(_) => Some(true),
         },
     }
 }
@@ -294,13 +316,27 @@ fn demand(
     } else {
         4 * u64::from(hparams.n_head) * n_cells as u64 * u64::from(session.n_ubatch)
     };
+    let demand = Demand::new(hparams, &survey.tensors(gguf), n_used, chance);
+    let n_devices = survey.devices.len();
+    let least = session.stage_experts.least_tokens().unwrap_or(usize::MAX);
+    let n_stacks = if session.n_ubatch as usize >= least { N_STACKS * n_devices } else { 0 };
     Ok(Demand {
+        stack_bytes: n_stacks as u64 * stack_bytes(&demand),
+        pinned_bytes: pinned_bytes(n_devices),
         cache_bytes: kv_cache::layer_bytes(hparams, n_cells, session)?,
         compute_bytes: working(survey.kernels == Kernels::Bruce && survey.devices.is_empty()) + scores,
         beside_bytes: working(true),
         program_bytes: survey::program_bytes(hparams).saturating_add(survey.pinned_host_bytes),
-        ..Demand::new(hparams, &survey.tensors(gguf), n_used, chance)
+        ..demand
     })
+}
+
+/// Bytes of a stack: the largest layer's experts, and what devices may pad each tensor with.
+fn stack_bytes(demand: &Demand) -> u64 {
+    match demand.layer_expert_bytes() {
+        0 => 0,
+        bytes => bytes + 3 * u64::from(demand.n_expert) * PADDING_BYTES,
+    }
 }
 
 fn machine(survey: &Survey, rates: Rates) -> Machine {

@@ -147,6 +147,21 @@ impl SlotCache {
         self.layers.iter().zip(&state.occupants).map(|(l, groups)| (l.layer(), of_layer(groups))).collect()
     }
 
+    /// For each expert of a layer its group and slot there; `None` for those that have none.
+    pub(crate) fn places(&self, slots: &LayerSlots) -> Vec<Option<(usize, usize)>> {
+        let mut places = vec![None; slots.n_expert()];
+        let state = self.state();
+        let of_layer = self.layers.iter().position(|layer| layer.layer() == slots.layer());
+        for (group, occupants) in state.occupants[of_layer.expect("a layer with slots")].iter().enumerate() {
+            for (slot, expert) in occupants.iter().enumerate() {
+                if let Some(expert) = expert {
+                    places[*expert as usize] = Some((group, slot));
+                }
+            }
+        }
+        places
+    }
+
     /// Waits until no expert is moving, for tests and measurements: decoding never does.
     pub fn settle(&self) {
         if let Some(uploader) = &self.uploader

@@ -9,5 +9,6 @@ mod placement;
 mod saved_contexts;
 mod sessions;
 mod slots;
+mod staging;
 mod streamed_slots;
 mod streaming;

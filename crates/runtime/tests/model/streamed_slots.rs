@@ -7,7 +7,7 @@ use crate::fixture::*;
 use crate::streaming::least_pool;
 use convert::ExpertLayout::{Split, Stacked};
 use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
-use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
+use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -130,7 +130,8 @@ fn nothing_is_read_for_hits() {
     assert_eq!(taken.hits + taken.misses, 40 * 2 * 3);
     assert_eq!(asked.hit_bytes + asked.missed_bytes, taken.misses * one, "{taken:?}");
     // A batch takes nearly all, and readers run ahead of it.
-    let mut session = session(&model);
+    let how = SessionOptions { stage_experts: StageExperts::Never, ..session_options() };
+    let mut session = Session::new(&model, &how).expect("a session");
     let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(64).collect();
     session.decode(&tokens, Logits::Last).expect("read");
     std::thread::sleep(std::time::Duration::from_millis(100));
@@ -174,7 +175,8 @@ fn batches_find_their_experts_on_the_device_and_in_the_pool() {
     let file = tiny_moe("f32", Stacked);
     let all = |options: &ModelOptions, n_ubatch| {
         let model = load(&file.path, options);
-        let how = SessionOptions { n_ubatch, ..session_options() };
+        let stage_experts = StageExperts::Never;
+        let how = SessionOptions { n_ubatch, stage_experts, ..session_options() };
         let mut session = Session::new(&model, &how).expect("a session");
         let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(70).collect();
         session.decode(&tokens, Logits::All).expect("read");

@@ -31,6 +31,10 @@ pub struct Demand {
     pub largest_bytes: u64,
     /// The largest that is no expert: streamed experts are not taken over.
     pub largest_dense_bytes: u64,
+    /// Stacks on devices that a layer's experts are copied to for large batches, where that is wanted: all of them together.
+    pub stack_bytes: u64,
+    /// Memory of the host that they are copied through.
+    pub pinned_bytes: u64,
     /// Embeddings, of which a token reads one row. They stay on the host.
     pub table_bytes: u64,
     /// Whether the output matrix is that table, in a copy where it is on a device.
@@ -118,6 +122,12 @@ impl Demand {
     pub fn bytes_per_token(&self) -> f64 {
         let experts: f64 = self.experts.iter().map(|item| item.chance * item.size_bytes as f64).sum();
         self.dense_bytes.iter().sum::<u64>() as f64 + experts
+    }
+
+    /// Bytes of the largest layer's experts.
+    pub fn layer_expert_bytes(&self) -> u64 {
+        let layers = self.experts.chunks(self.n_expert.max(1) as usize);
+        layers.map(|layer| layer.iter().map(|item| item.size_bytes).sum()).max().unwrap_or(0)
     }
 
     /// Memory that experts pass through when they live in the file: tiles of them that are being read or multiplied.

@@ -40,9 +40,9 @@ impl OnDevice {
             let homes = vec![Home::Device; demand.experts.len()];
             return OnDevice { n_layers: all as u32, homes, usage: everything };
         }
-        let usage = |n: usize| -> Usage {
+        let usage = |n: usize, staged: bool| -> Usage {
             let is_used = n > 0 || decided.n_gpu_layers.is_some();
-            let copied_bytes = match (streamed, n == all) {
+            let copied_bytes = match (streamed || staged, n == all) {
                 (false, _) => demand.largest_bytes,
                 (true, false) => demand.largest_dense_bytes,
                 (true, true) => 0,
@@ -55,18 +55,31 @@ impl OnDevice {
                     .sum(),
                 cache_bytes: demand.cache_bytes * n.saturating_sub(1) as u64, // the output has none
                 compute_bytes: if is_used { demand.compute_bytes + copied_bytes } else { 0 },
+                staging_bytes: if staged { demand.stack_bytes } else { 0 },
                 ..Usage::default()
             }
         };
-        let fits = |n: &usize| usage(*n).total_bytes() <= device.size_bytes;
+        let fits = |n: &usize| usage(*n, false).total_bytes() <= device.size_bytes;
         let n = match decided.n_gpu_layers {
             Some(n) => (n as usize).min(all),
             None => (0..=all).rev().find(fits).unwrap_or(0),
         };
-        let mut chosen = OnDevice { n_layers: n as u32, usage: usage(n), ..nothing };
+        // Stacks make large batches faster and leave less room for experts, which all tokens gain from.
+        let room = |staged: bool| device.size_bytes.checked_sub(usage(n, staged).total_bytes());
+        let is_worth_it = |left: u64| decided.stages == Some(true) || left >= demand.stack_bytes;
+        let staged = n > 0
+            && demand.stack_bytes > 0
+            && decided.stages != Some(false)
+            && room(true).is_some_and(is_worth_it);
+        let mut chosen = OnDevice { n_layers: n as u32, usage: usage(n, staged), ..nothing };
         if n > 0 {
             let room = device.size_bytes.saturating_sub(chosen.usage.total_bytes());
             chosen.usage.expert_bytes = place_experts(demand, decided, grain, n, room, &mut chosen.homes);
+        }
+        let first = (all - n) * demand.n_expert as usize;
+        if staged && chosen.homes.iter().skip(first).all(|home| *home == Home::Device) {
+            // No layer on a device has experts elsewhere.
+            chosen.usage.staging_bytes = 0;
         }
         chosen
     }

@@ -12,7 +12,7 @@ mod tests;
 mod time;
 
 pub use demand::{Demand, ExpertItem, compute_bytes};
-pub use time::{Chances, TokenTime};
+pub use time::{Chances, TokenTime, crossover};
 
 use device::OnDevice;
 
@@ -61,6 +61,8 @@ pub struct Decided {
     pub slots: Option<Vec<Vec<u32>>>,
     /// How experts are read that live in the file.
     pub streaming: Streaming,
+    /// Whether experts are staged for large batches; where they leave as much room for other experts when `None`.
+    pub stages: Option<bool>,
 }
 
 /// Of its compute buffers the host needs about this part beside devices.
@@ -95,7 +97,7 @@ pub struct Usage {
     pub dense_bytes: u64,
     /// Experts that live here.
     pub expert_bytes: u64,
-    /// Slots for experts that live in the file.
+    /// For experts on their way: from the file, or on a device for a large batch.
     pub staging_bytes: u64,
     /// KV cache.
     pub cache_bytes: u64,
@@ -153,6 +155,11 @@ impl Outlook {
     /// Tokens decoded in a second.
     pub fn tokens_per_second(&self) -> f64 {
         1.0 / self.time.total()
+    }
+
+    /// Whether devices compute large batches with the host's experts, copied to them in time.
+    pub fn stages_experts(&self) -> bool {
+        self.device.staging_bytes > 0
     }
 
     /// How many experts have this home.
@@ -245,6 +252,8 @@ impl<'a> Attempt<'a> {
             (_, false) => demand.compute_bytes / HOST_PART,
             (_, true) => demand.beside_bytes.max(demand.compute_bytes / HOST_PART),
         };
+        let pinned_bytes = if on_device.usage.staging_bytes > 0 { demand.pinned_bytes } else { 0 };
+        let compute_bytes = compute_bytes + pinned_bytes;
         let resident = Usage {
             dense_bytes,
             cache_bytes: (n_host as u64).min(u64::from(demand.n_layer())) * demand.cache_bytes,

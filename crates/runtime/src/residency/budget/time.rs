@@ -37,6 +37,17 @@ pub struct Chances {
     pub file: f64,
 }
 
+/// Tokens from which on a batch is computed faster by a device, to which a layer's experts are copied beside computing, than by
+/// the CPU. `copied` bytes arrive in a second, the CPU multiplies `multiplied` bytes of weights with a token's activations in
+/// a second, and a layer's experts are read from a file in `reading` of the time that copying them takes (0 where they are
+/// in memory). Of a layer's `n_expert` experts a token takes `n_used`.
+pub fn crossover(copied: f64, multiplied: f64, reading: f64, n_used: u32, n_expert: u32) -> u32 {
+    let of_token = f64::from(n_used.max(1)) / f64::from(n_expert.max(1));
+    let tokens = multiplied / copied * reading.max(1.0) / of_token;
+    // A batch of one is decoding.
+    (tokens.ceil() as u32).max(2)
+}
+
 /// What a token takes with dense weights of `n_gpu` layers on devices and experts at `homes`, and where it finds these. A
 /// pool has room for `more_bytes` of those that live in the file: it keeps parts of experts too.
 pub(super) fn of_token(
@@ -148,7 +159,7 @@ impl Reads {
 #[cfg(test)]
 mod tests {
     use super::super::{Demand, ExpertItem, Home};
-    use super::{Reads, beside};
+    use super::{Reads, beside, crossover};
 
     #[test]
     fn a_pool_keeps_parts_of_experts() {
@@ -161,6 +172,16 @@ mod tests {
             (reads.memory, reads.file)
         };
         assert_eq!((with(0), with(150), with(1000)), ((50.0, 150.0), (125.0, 75.0), (200.0, 0.0)));
+    }
+
+    #[test]
+    fn a_batch_is_staged_when_the_cpu_would_take_longer_than_copying() {
+        // 427 MB at 20 GB/s are 21 ms; half of it times one token's activations at 100 GB/s takes 2.1 ms.
+        assert_eq!(crossover(20e9, 100e9, 0.0, 2, 4), 10);
+        assert_eq!(crossover(20e9, 100e9, 0.0, 1, 8), 40);
+        // Where the disk takes three times as long, so many tokens more are computed meanwhile.
+        assert_eq!(crossover(20e9, 100e9, 3.0, 2, 4), 30);
+        assert_eq!((crossover(1e12, 1.0, 0.0, 2, 4), crossover(1.0, 1e30, 0.0, 2, 4)), (2, u32::MAX));
     }
 
     #[test]

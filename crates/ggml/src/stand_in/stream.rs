@@ -1,0 +1,286 @@
+//! A stream of the stand-in: it notes what it is given to compute and to copy, and does it when somebody waits for it.
+//!
+//! That is a GPU as slow as it can be: whoever reads its memory without waiting finds what was there before, what is copied
+//! is what the host's memory holds by then, and what the CPU does in between is what it could do while a GPU computes. An
+//! event is a place in a stream: waiting for it does what was given before.
+
+use super::device::{StandIn, buffer_of, device_buffer_type};
+use crate::backend::{SetAbort, SetThreadPool, SetThreads};
+use ggml_sys as sys;
+use std::collections::VecDeque;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{null, null_mut};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Name of the function that tells how late work ended.
+pub(crate) const LATE_STATUS: &CStr = c"bruce_stand_in_late_status";
+
+/// Status of what a stream computed when somebody waited for it, once; a stream can't return it then.
+pub(crate) type LateStatus = unsafe extern "C" fn(sys::ggml_backend_t) -> sys::ggml_status;
+
+pub(super) unsafe extern "C" fn late_status(stream: sys::ggml_backend_t) -> sys::ggml_status {
+    // SAFETY: a stream of this device.
+    std::mem::replace(&mut unsafe { queue(stream) }.status, sys::GGML_STATUS_SUCCESS)
+}
+
+/// What a stream's context points to. Events are waited for beside whoever uses the stream, so it is locked.
+struct Stream {
+    cpu: sys::ggml_backend_t,
+    queue: Arc<Mutex<Queue>>,
+}
+
+/// What a stream was given and has not done.
+struct Queue {
+    cpu: sys::ggml_backend_t,
+    device: &'static StandIn,
+    pending: VecDeque<Work>,
+    /// How much was done.
+    n_done: u64,
+    /// Of what was computed since it was last asked for.
+    status: sys::ggml_status,
+}
+
+/// Whoever gives it to a stream keeps what it points to until it has waited for it.
+enum Work {
+    Compute(*mut sys::ggml_cgraph),
+    Copy { from: *const u8, to: *mut u8, n_bytes: usize },
+}
+
+// SAFETY: whoever does the work holds the queue's lock, and whoever gave it keeps what it points to meanwhile.
+unsafe impl Send for Queue {}
+
+impl Queue {
+    fn give(&mut self, work: Work) {
+        self.device.n_pending.fetch_add(1, Ordering::Relaxed);
+        self.pending.push_back(work);
+    }
+
+    /// Does what was given, in its order, until so much of all is done.
+    ///
+    /// # Safety
+    /// What the work points to is still there.
+    unsafe fn run(&mut self, until: u64) {
+        while self.n_done < until
+            && let Some(work) = self.pending.pop_front()
+        {
+            match work {
+                Work::Compute(graph) => {
+                    // SAFETY: as the caller promises.
+                    let status = unsafe { sys::ggml_backend_graph_compute(self.cpu, graph) };
+                    if self.status == sys::GGML_STATUS_SUCCESS {
+                        self.status = status;
+                    }
+                }
+                // SAFETY: as the caller promises; ggml has checked the range.
+                Work::Copy { from, to, n_bytes } => unsafe { to.copy_from_nonoverlapping(from, n_bytes) },
+            }
+            self.device.n_pending.fetch_sub(1, Ordering::Relaxed);
+            self.n_done += 1;
+        }
+    }
+}
+
+/// What an event's context points to: a place in a stream.
+#[derive(Default)]
+struct Event {
+    place: Option<(Arc<Mutex<Queue>>, u64)>,
+}
+
+/// # Safety
+/// `stream` was made by `start_stream`.
+unsafe fn queue<'a>(stream: sys::ggml_backend_t) -> MutexGuard<'a, Queue> {
+    // SAFETY: as the caller promises.
+    let stream = unsafe { &*(*stream).context.cast::<Stream>() };
+    stream.queue.lock().unwrap_or_else(|p| p.into_inner())
+}
+
+pub(super) unsafe extern "C" fn set_threads(stream: sys::ggml_backend_t, n_threads: i32) {
+    // SAFETY: a stream of this device; the type is what ggml documents for the name.
+    unsafe {
+        if let Some(set) =
+            StandIn::of((*stream).device).cpu.function::<SetThreads>(c"ggml_backend_set_n_threads")
+        {
+            set(inner(stream), n_threads);
+        }
+    }
+}
+
+pub(super) unsafe extern "C" fn set_thread_pool(stream: sys::ggml_backend_t, pool: sys::ggml_threadpool_t) {
+    // SAFETY: as above; the caller keeps the pool alive.
+    unsafe {
+        let cpu = StandIn::of((*stream).device).cpu;
+        if let Some(set) = cpu.function::<SetThreadPool>(c"ggml_backend_cpu_set_threadpool") {
+            set(inner(stream), pool);
+        }
+    }
+}
+
+pub(super) unsafe extern "C" fn set_abort(
+    stream: sys::ggml_backend_t,
+    callback: Option<crate::backend::AbortCallback>,
+    data: *mut c_void,
+) {
+    // SAFETY: as above; the caller keeps `data` alive.
+    unsafe {
+        let cpu = StandIn::of((*stream).device).cpu;
+        if let Some(set) = cpu.function::<SetAbort>(c"ggml_backend_set_abort_callback") {
+            set(inner(stream), callback, data);
+        }
+    }
+}
+
+/// The stream's CPU backend.
+///
+/// # Safety
+/// `stream` was made by `start_stream`.
+unsafe fn inner(stream: sys::ggml_backend_t) -> sys::ggml_backend_t {
+    // SAFETY: as the caller promises.
+    unsafe { (*(*stream).context.cast::<Stream>()).cpu }
+}
+
+pub(super) unsafe extern "C" fn start_stream(
+    device: sys::ggml_backend_dev_t,
+    _: *const c_char,
+) -> sys::ggml_backend_t {
+    // Only compared by address and content, never written.
+    static GUID: sys::ggml_guid = *b"bruce stand-in 0";
+    // SAFETY: a device of this kind; the CPU's device lives for ever.
+    let cpu = unsafe { sys::ggml_backend_dev_init(StandIn::of(device).cpu.0.as_ptr(), null()) };
+    if cpu.is_null() {
+        return null_mut();
+    }
+    let iface = sys::ggml_backend_i {
+        get_name: Some(stream_name),
+        free: Some(end_stream),
+        set_tensor_async: Some(set_tensor_later),
+        get_tensor_async: None,
+        set_tensor_2d_async: None,
+        get_tensor_2d_async: None,
+        cpy_tensor_async: None,
+        synchronize: Some(wait),
+        graph_plan_create: None,
+        graph_plan_free: None,
+        graph_plan_update: None,
+        graph_plan_compute: None,
+        graph_compute: Some(compute),
+        event_record: Some(record_event),
+        event_wait: None,
+        graph_optimize: None,
+    };
+    let guid = (&raw const GUID).cast_mut();
+    // SAFETY: a device of this kind.
+    let place = unsafe { StandIn::of(device) };
+    let status = sys::GGML_STATUS_SUCCESS;
+    let queue = Queue { cpu, device: place, pending: VecDeque::new(), n_done: 0, status };
+    let stream = Stream { cpu, queue: Arc::new(Mutex::new(queue)) };
+    let context = Box::into_raw(Box::new(stream)).cast();
+    Box::into_raw(Box::new(sys::ggml_backend { guid, iface, device, context }))
+}
+
+unsafe extern "C" fn stream_name(stream: sys::ggml_backend_t) -> *const c_char {
+    // SAFETY: a stream of this device.
+    unsafe { StandIn::of((*stream).device) }.name()
+}
+
+unsafe extern "C" fn end_stream(stream: sys::ggml_backend_t) {
+    // SAFETY: ggml frees a stream once; `start_stream` boxed it and its context, which owns the backend inside.
+    unsafe {
+        let context = Box::from_raw((*stream).context.cast::<Stream>());
+        let mut queue = context.queue.lock().unwrap_or_else(|p| p.into_inner());
+        queue.device.n_pending.fetch_sub(queue.pending.len(), Ordering::Relaxed);
+        queue.pending.clear();
+        drop(queue);
+        sys::ggml_backend_free(context.cpu);
+        drop(Box::from_raw(stream));
+    }
+}
+
+unsafe extern "C" fn compute(stream: sys::ggml_backend_t, graph: *mut sys::ggml_cgraph) -> sys::ggml_status {
+    // SAFETY: a stream of this device and a graph that the scheduler has allocated.
+    unsafe {
+        let own = device_buffer_type((*stream).device);
+        for i in 0..sys::ggml_graph_n_nodes(graph) {
+            let node = sys::ggml_graph_node(graph, i);
+            if !lies_in(own, node) {
+                return sys::GGML_STATUS_FAILED;
+            }
+        }
+        queue(stream).give(Work::Compute(graph));
+    }
+    sys::GGML_STATUS_SUCCESS
+}
+
+/// Does what was given.
+unsafe extern "C" fn wait(stream: sys::ggml_backend_t) {
+    // SAFETY: a stream of this device; what it was given is kept until this returns.
+    unsafe { queue(stream).run(u64::MAX) };
+}
+
+unsafe extern "C" fn set_tensor_later(
+    stream: sys::ggml_backend_t,
+    tensor: *mut sys::ggml_tensor,
+    data: *const c_void,
+    offset: usize,
+    n_bytes: usize,
+) {
+    // SAFETY: ggml passes a stream of this device and a tensor with a place, and has checked the range.
+    unsafe {
+        let to = (*tensor).data.cast::<u8>().add(offset);
+        queue(stream).give(Work::Copy { from: data.cast(), to, n_bytes });
+    }
+}
+
+pub(super) unsafe extern "C" fn new_event(device: sys::ggml_backend_dev_t) -> sys::ggml_backend_event_t {
+    let context = Box::into_raw(Box::<Event>::default()).cast();
+    Box::into_raw(Box::new(sys::ggml_backend_event { device, context }))
+}
+
+pub(super) unsafe extern "C" fn free_event(_: sys::ggml_backend_dev_t, event: sys::ggml_backend_event_t) {
+    // SAFETY: ggml frees an event once; `new_event` boxed it and its context.
+    unsafe {
+        drop(Box::from_raw((*event).context.cast::<Event>()));
+        drop(Box::from_raw(event));
+    }
+}
+
+unsafe extern "C" fn record_event(stream: sys::ggml_backend_t, event: sys::ggml_backend_event_t) {
+    // SAFETY: a stream and an event of this device; one thread uses an event at a time.
+    unsafe {
+        let queue = queue(stream);
+        let n_given = queue.n_done + queue.pending.len() as u64;
+        let stream = &*(*stream).context.cast::<Stream>();
+        (*(*event).context.cast::<Event>()).place = Some((Arc::clone(&stream.queue), n_given));
+    }
+}
+
+pub(super) unsafe extern "C" fn wait_for_event(_: sys::ggml_backend_dev_t, event: sys::ggml_backend_event_t) {
+    // SAFETY: an event of this device, which one thread uses at a time; what was given before it is kept until then.
+    unsafe {
+        if let Some((queue, until)) = &(*(*event).context.cast::<Event>()).place {
+            queue.lock().unwrap_or_else(|p| p.into_inner()).run(*until);
+        }
+    }
+}
+
+/// Whether a node and all it reads lie in the given memory; a view by itself touches nothing.
+///
+/// # Safety
+/// `node` is valid.
+unsafe fn lies_in(own: sys::ggml_backend_buffer_type_t, node: *const sys::ggml_tensor) -> bool {
+    // SAFETY: as the caller promises, and a node's operands live as long as the node.
+    unsafe {
+        let here = |tensor: *const sys::ggml_tensor| {
+            let buffer = buffer_of(tensor);
+            !buffer.is_null() && (*buffer).buft == own
+        };
+        match (*node).op {
+            sys::GGML_OP_NONE
+            | sys::GGML_OP_RESHAPE
+            | sys::GGML_OP_VIEW
+            | sys::GGML_OP_PERMUTE
+            | sys::GGML_OP_TRANSPOSE => true,
+            _ => here(node) && (*node).src.iter().all(|src| src.is_null() || here(*src)),
+        }
+    }
+}

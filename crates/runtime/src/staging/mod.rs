@@ -1,0 +1,187 @@
+//! Large batches computed by devices with experts that lie on the host: copied in time, beside what is computed.
+//!
+//! In a large batch nearly every expert of a layer is chosen, so that copying all of a layer to its device pays. A device
+//! has two stacks, each with room for the experts of one layer, which its layers take in turns: while the device computes with
+//! one, copiers fill the other through pinned memory on a stream of its own. Experts that have a slot are copied on the
+//! device, others from the host's memory or from the pool that they are streamed through.
+//!
+//! In the graph a layer's products take their operands from its stack, and the choice of experts from a gate: a node on
+//! the CPU that gives on what the router chose as soon as all that was chosen is there. ggml's scheduler waits for the
+//! device before it copies the choice to the gate, and launches the products after it; so when a gate is reached, all before it is
+//! computed, and the stack of the layer before may be filled anew. A layer takes the longer of copying and computing.
+
+mod copier;
+mod layout;
+mod sweep;
+
+use crate::Error;
+use crate::model::{ExpertBank, Model};
+use copier::{CHUNK_BYTES, Counted, Shared};
+use ggml::{BufferType, CopyStream, Graph, RowKernel, Rows, Sources, Tensor};
+use layout::Layout;
+pub(crate) use layout::N_STACKS;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use sweep::Sweep;
+
+/// Threads that copy. One alone does not use all of a bus, as it also copies into pinned memory; and reads from a file
+/// want to be several.
+const N_COPIERS: usize = 3;
+
+/// Bytes of pinned memory that experts pass through on their way to so many devices.
+pub(crate) fn pinned_bytes(n_devices: usize) -> u64 {
+    (n_devices * N_COPIERS * CHUNK_BYTES) as u64
+}
+
+/// What a model's experts could be staged through; nothing is allocated yet.
+pub(crate) struct Planned(Layout);
+
+impl Planned {
+    /// `None` where nothing is to be staged: no layer on a device has its experts on the host.
+    pub fn new(model: &Model) -> Option<Planned> {
+        Some(Layout::new(model)).filter(|layout| !layout.layers.is_empty()).map(Planned)
+    }
+
+    /// Bytes of the stacks by kind of memory.
+    pub fn bytes(&self) -> Vec<(BufferType, u64)> {
+        self.0.bytes()
+    }
+
+    /// Takes the memory and starts the copiers, which break off when `stop` becomes true.
+    ///
+    /// # Errors
+    /// [`Error::Ggml`] where memory is short or the device has no second stream, [`Error::Option`] where the system gives
+    /// no threads.
+    pub fn start(self, model: &Model, stop: Arc<AtomicBool>) -> Result<Staging, Error> {
+        let Planned(layout) = self;
+        let stacks = layout.allocate()?;
+        let streams = layout.devices.iter().map(|device| CopyStream::new(*device));
+        let streams = streams.collect::<Result<Vec<_>, _>>()?;
+        let sweep = Sweep::new(layout.stops());
+        let Layout { layers, staged, .. } = layout;
+        let pool = model.expert_pool().cloned();
+        let slots = std::sync::Mutex::default();
+        let counted = Counted::default();
+        let shared = Arc::new(Shared { sweep, layers, stacks, streams, pool, stop, slots, counted });
+        let mut staging = Staging { shared, staged, copiers: Vec::new() };
+        for number in 0..N_COPIERS {
+            let pinned = staging.shared.streams.iter().map(|stream| stream.pinned(CHUNK_BYTES));
+            let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
+            let shared = Arc::clone(&staging.shared);
+            let thread = std::thread::Builder::new().name(format!("staging{number}"));
+            let thread = thread.spawn(move || copier::run(&shared, pinned));
+            staging.copiers.push(thread.map_err(|error| Error::Option {
+                option: "--stage-experts",
+                found: format!("no threads for copies to a GPU: {error}"),
+                expected: "a system that can start them, or off".to_owned(),
+            })?);
+        }
+        Ok(staging)
+    }
+}
+
+/// What was copied to stacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StagingStatistics {
+    /// Bytes of the stacks, on all devices.
+    pub stack_bytes: u64,
+    /// Layers that were copied to them, counted once for each computation.
+    pub n_layers: u64,
+    /// Bytes copied from the host.
+    pub host_bytes: u64,
+    /// Bytes copied from slots on the device.
+    pub device_bytes: u64,
+}
+
+/// The stacks of a session and the threads that fill them.
+pub(crate) struct Staging {
+    shared: Arc<Shared>,
+    /// By number of the layer in the model.
+    staged: Vec<Option<usize>>,
+    copiers: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.shared.sweep.shut_down();
+        for copier in self.copiers.drain(..) {
+            let _ = copier.join();
+        }
+    }
+}
+
+impl Staging {
+    /// Whether a layer's experts are staged.
+    pub fn has(&self, layer: usize) -> bool {
+        self.staged[layer].is_some()
+    }
+
+    /// Gate, up and down of a layer in its stack, and the experts `ids: [n_used, n_tokens]` that were chosen there, which
+    /// become known when they have arrived.
+    ///
+    /// # Panics
+    /// When the layer is not staged.
+    pub fn layer(&self, g: &Graph, layer: usize, ids: &Tensor) -> ([&ExpertBank; 3], Tensor) {
+        let index = self.staged[layer].unwrap_or_else(|| panic!("layer {layer} is not staged"));
+        let gate = Gate { shared: Arc::clone(&self.shared), layer: index };
+        let [n_used, n_tokens, ..] = ids.ne();
+        let ids = g.custom_ints(&[n_used, n_tokens], &[ids], Arc::new(gate));
+        g.name(&ids, &format!("staged-{layer}"));
+        let [gate, up, down] = &self.shared.layers[index].banks;
+        ([gate, up, down], ids)
+    }
+
+    /// Begins to copy for a computation that passes the gates of the first `n_layers` staged layers. Slots must not
+    /// change until [`finish`](Self::finish).
+    pub fn begin(&self, model: &Model, n_layers: usize) {
+        let slots = model.slots().map(|slots| {
+            let places = |layer: &layout::Layer| match &layer.slots {
+                Some(of_layer) => slots.places(of_layer),
+                None => vec![None; layer.experts.len()],
+            };
+            self.shared.layers.iter().map(places).collect()
+        });
+        *self.shared.slots.lock().unwrap_or_else(|p| p.into_inner()) = slots.unwrap_or_default();
+        self.shared.counted.n_layers.fetch_add(n_layers as u64, Ordering::Relaxed);
+        self.shared.sweep.begin(n_layers);
+    }
+
+    /// What was copied so far.
+    pub fn statistics(&self) -> StagingStatistics {
+        let counted = &self.shared.counted;
+        let stacks = self.shared.stacks.iter().flatten();
+        StagingStatistics {
+            stack_bytes: stacks.map(|stack| stack.n_bytes() as u64).sum(),
+            n_layers: counted.n_layers.load(Ordering::Relaxed),
+            host_bytes: counted.host_bytes.load(Ordering::Relaxed),
+            device_bytes: counted.device_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends what [`begin`](Self::begin) began.
+    ///
+    /// # Errors
+    /// [`Error::ExpertPool`] where experts could not be read, [`Error::Stopped`].
+    pub fn finish(&self) -> Result<(), Error> {
+        self.shared.sweep.finish()
+    }
+}
+
+/// Gives the choice of experts on when they are there.
+struct Gate {
+    shared: Arc<Shared>,
+    layer: usize,
+}
+
+impl RowKernel for Gate {
+    fn run(&self, sources: &Sources<'_>, rows: &mut Rows<'_>) {
+        let ids: &[i32] = sources.values(0);
+        self.shared.sweep.enter(self.layer, ids);
+        let n_used = sources.ne(0)[0];
+        while let Some((index, row)) = rows.take() {
+            let ids = &ids[index * n_used..(index + 1) * n_used];
+            row.chunks_exact_mut(4).zip(ids).for_each(|(bytes, id)| bytes.copy_from_slice(&id.to_ne_bytes()));
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Experts of the host that are copied to stacks on a device for large batches.
+//!
+//! The stand-in computes with ggml's kernels and not before it is waited for. So answers are, bit by bit, those with all
+//! weights on the device; and a stack that is filled anew too early, or computed with before all has arrived, gives others:
+//! the small model has three layers and a device two stacks.
+
+use crate::fixture::*;
+use crate::streaming::least_pool;
+use convert::ExpertLayout::{Split, Stacked};
+use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
+use runtime::{ExpertStaging, Kernels, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
+use std::path::Path;
+use std::sync::Arc;
+
+fn stand_in(bytes: usize) -> ggml::Device {
+    ggml::stand_in::register(1, bytes).expect("registered")[0]
+}
+
+/// Everything on the device but what `place` keeps on the host.
+fn options(device: ggml::Device, place: impl Fn(&mut PlacementOptions)) -> ModelOptions {
+    let mut placement = PlacementOptions {
+        devices: Some(vec![device.name()]),
+        n_gpu_layers: GpuLayers::All,
+        repack: Repack::Off,
+        fixed_experts: true,
+        ..Default::default()
+    };
+    place(&mut placement);
+    ModelOptions { kernels: Some(Kernels::Bruce), placement, ..Default::default() }
+}
+
+fn on_host(placement: &mut PlacementOptions) {
+    placement.cpu_moe = true;
+}
+
+fn staged(n_ubatch: u32, from: Option<u32>) -> SessionOptions {
+    let stage_experts = from.map_or(StageExperts::Never, StageExperts::From);
+    SessionOptions { n_ubatch, stage_experts, ..session_options() }
+}
+
+const N_TOKENS: usize = 70;
+
+/// Logits of all tokens, read in batches.
+fn all_logits(session: &mut Session) -> Vec<Vec<f32>> {
+    let model = Arc::clone(session.model());
+    let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(N_TOKENS).collect();
+    session.truncate(0);
+    session.decode(&tokens, Logits::All).expect("read");
+    (0..N_TOKENS).map(|token| session.logits(token).to_vec()).collect()
+}
+
+/// The same, and layers, bytes from the host and bytes from slots that were staged.
+fn answers_of(model: &Arc<Model>, how: &SessionOptions) -> (Vec<Vec<f32>>, [u64; 3]) {
+    let mut session = Session::new(model, how).expect("a session");
+    let found = all_logits(&mut session);
+    let ExpertStaging::Ready(statistics) = session.expert_staging() else {
+        panic!("not staged: {:?}", session.expert_staging())
+    };
+    (found, [statistics.n_layers, statistics.host_bytes, statistics.device_bytes])
+}
+
+fn resident(path: &Path, device: ggml::Device, n_ubatch: u32) -> Vec<Vec<f32>> {
+    let model = load(path, &options(device, |_| ()));
+    let mut session = Session::new(&model, &staged(n_ubatch, None)).expect("a session");
+    assert!(matches!(session.expert_staging(), ExpertStaging::None));
+    all_logits(&mut session)
+}
+
+/// Bytes of all experts.
+fn expert_bytes(model: &Model) -> u64 {
+    let is_expert = |name: &str| name.contains("ffn_") && !name.contains("norm") && !name.contains("inp");
+    model.gguf().tensors().iter().filter(|t| is_expert(&t.name)).map(|t| t.size).sum()
+}
+
+#[test]
+fn answers_are_those_with_all_weights_on_the_device() {
+    let device = stand_in(64 << 20);
+    for (file_type, layout) in [("q4_k", Stacked), ("q4_k", Split), ("f32", Stacked)] {
+        let file = tiny_moe(file_type, layout);
+        for n_ubatch in [70, 35, 10] {
+            let expected = resident(&file.path, device, n_ubatch);
+            let model = load(&file.path, &options(device, on_host));
+            let (found, [n_layers, host_bytes, device_bytes]) =
+                answers_of(&model, &staged(n_ubatch, Some(10)));
+            assert!(
+                found == expected,
+                "{file_type}, {layout:?}, {n_ubatch}: {}",
+                difference(&expected, &found)
+            );
+            let n_batches = N_TOKENS as u64 / u64::from(n_ubatch);
+            assert_eq!((n_layers, device_bytes), (3 * n_batches, 0));
+            // With two stacks, one layer of three is still there.
+            assert!(host_bytes <= n_batches * expert_bytes(&model), "{host_bytes} bytes");
+        }
+    }
+}
+
+/// With stacks of another kind for each group, and layers whose types differ.
+#[test]
+fn experts_of_several_types_are_staged() {
+    let device = stand_in(64 << 20);
+    let mixed = mixed_types();
+    let expected = resident(&mixed.path, device, 35);
+    let model = load(&mixed.path, &options(device, on_host));
+    for _ in 0..2 {
+        assert_eq!(difference(&expected, &answers_of(&model, &staged(35, Some(1))).0), 0.0);
+    }
+}
+
+#[test]
+fn layers_on_two_devices_have_stacks_on_both() {
+    let devices = ggml::stand_in::register(2, 64 << 20).expect("registered");
+    let file = tiny_moe("q4_k", Stacked);
+    let on_both = |place: fn(&mut PlacementOptions)| {
+        options(devices[0], |placement| {
+            placement.devices = Some(devices.iter().map(|device| device.name()).collect());
+            place(placement);
+        })
+    };
+    let mut session =
+        Session::new(&load(&file.path, &on_both(|_| ())), &staged(35, None)).expect("a session");
+    let expected = all_logits(&mut session);
+    let model = load(&file.path, &on_both(on_host));
+    let (found, [n_layers, host_bytes, _]) = answers_of(&model, &staged(35, Some(32)));
+    assert_eq!((difference(&expected, &found), n_layers), (0.0, 6));
+    // No stack has more than two layers, so that all stay where they are.
+    assert_eq!(host_bytes, expert_bytes(&model));
+}
+
+#[test]
+fn experts_in_slots_are_copied_on_the_device() {
+    let device = stand_in(64 << 20);
+    for layout in [Stacked, Split] {
+        let file = tiny_moe("q4_k", layout);
+        let expected = resident(&file.path, device, 35);
+        let uneven = ExpertSlots::Experts(vec![vec![3, 1], vec![], vec![2]]);
+        for moves in [false, true] {
+            let slots = |placement: &mut PlacementOptions| {
+                placement.expert_slots = Some(uneven.clone());
+                placement.fixed_experts = !moves;
+            };
+            let model = load(&file.path, &options(device, slots));
+            let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+            for round in 0..4 {
+                assert_eq!(
+                    difference(&expected, &all_logits(&mut session)),
+                    0.0,
+                    "{layout:?}, {moves}, {round}"
+                );
+                // Single tokens let experts move.
+                (0..6).for_each(|token| session.decode(&[token], Logits::None).expect("read"));
+            }
+            let ExpertStaging::Ready(found) = session.expert_staging() else { panic!("not staged") };
+            assert!(found.device_bytes > 0 && found.host_bytes > found.device_bytes, "{found:?}");
+            let promotions = model.slots().expect("slots").statistics().promotions;
+            assert_eq!(promotions > 0, moves, "{promotions}");
+        }
+    }
+}
+
+#[test]
+fn streamed_experts_are_staged_from_the_pool_or_the_file() {
+    let device = stand_in(64 << 20);
+    for (file_type, layout) in [("q4_k", Stacked), ("q4_k", Split)] {
+        let file = tiny_moe(file_type, layout);
+        let expected = resident(&file.path, device, 35);
+        for pool in [least_pool(&file.path), u64::MAX >> 1] {
+            for n_slots in [0, 2] {
+                let slots = |placement: &mut PlacementOptions| {
+                    placement.expert_slots = Some(ExpertSlots::Uniform(n_slots));
+                };
+                let streamed = ModelOptions { expert_pool_bytes: Some(pool), ..options(device, slots) };
+                let model = load(&file.path, &streamed);
+                let (found, [n_layers, _, device_bytes]) = answers_of(&model, &staged(35, Some(32)));
+                assert_eq!(difference(&expected, &found), 0.0, "{layout:?}, pool of {pool}, {n_slots} slots");
+                assert_eq!((n_layers, device_bytes > 0), (6, n_slots > 0));
+            }
+        }
+    }
+}
+
+/// The rest of a batch that is too small, and one token, are computed as without staging.
+#[test]
+fn smaller_batches_are_computed_beside() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("q4_k", Stacked);
+    let model = load(&file.path, &options(device, on_host));
+    let (_, [n_layers, ..]) = answers_of(&model, &staged(64, Some(48)));
+    assert_eq!(n_layers, 3, "64 tokens are staged, 6 are not");
+    let mut never = Session::new(&model, &staged(32, Some(48))).expect("a session");
+    all_logits(&mut never);
+    assert!(matches!(never.expert_staging(), ExpertStaging::None), "no batch is large enough");
+}
+
+#[test]
+fn without_memory_for_stacks_the_cpu_computes() {
+    let file = tiny_moe("f32", Stacked);
+    let n_bytes = expert_bytes(&load(&file.path, &plain())) as usize;
+    // Room for the other weights and the context, but not for two layers of three.
+    let device = stand_in(n_bytes / 3 + (4 << 20));
+    let model = load(&file.path, &options(device, on_host));
+    let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+    let ExpertStaging::Failed(error) = session.expert_staging() else { panic!("room for stacks") };
+    let text = error.to_string();
+    assert!(text.contains(&device.name()) && text.contains("staging"), "{text}");
+    let expected = {
+        let model = load(&file.path, &plain());
+        all_logits(&mut Session::new(&model, &staged(35, None)).expect("a session"))
+    };
+    let worst = difference(&expected, &all_logits(&mut session));
+    assert!(worst < 0.02, "a logit differs by {worst}");
+}
+
+#[test]
+fn a_file_that_ends_early_is_an_error_and_no_answer() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("q4_k", Stacked);
+    let streamed =
+        ModelOptions { expert_pool_bytes: Some(least_pool(&file.path)), ..options(device, on_host) };
+    let model = load(&file.path, &streamed);
+    let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+    let bytes = std::fs::read(&file.path).expect("a file");
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file.path)
+        .and_then(|file| file.set_len(bytes.len() as u64 / 2))
+        .expect("truncated");
+    let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(35).collect();
+    let text = session.decode(&tokens, Logits::Last).expect_err("half of the file").to_string();
+    assert!(text.contains("model.gguf") && text.contains("blk."), "{text}");
+    // What is there again is read again.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file.path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, &bytes))
+        .expect("written");
+    session.truncate(0);
+    session.decode(&tokens, Logits::All).expect("the whole file");
+    let expected = resident(&file.path, device, 35);
+    let found: Vec<_> = (0..35).map(|token| session.logits(token).to_vec()).collect();
+    assert_eq!(difference(&expected[..35], &found), 0.0);
+}
+
+#[test]
+fn a_session_that_is_stopped_stops_copying() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("q4_k", Stacked);
+    let model = load(&file.path, &options(device, on_host));
+    let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+    let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(35).collect();
+    let stop = session.stop_flag();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let error = session.decode(&tokens, Logits::Last).expect_err("stopped");
+    assert!(matches!(error, runtime::Error::Stopped), "{error}");
+    stop.store(false, std::sync::atomic::Ordering::Relaxed);
+    let expected = resident(&file.path, device, 35);
+    assert_eq!(difference(&expected, &all_logits(&mut session)), 0.0);
+}
+
+/// Each has stacks of its own.
+#[test]
+fn sessions_stage_at_once() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("q4_k", Stacked);
+    let expected = resident(&file.path, device, 35);
+    let model = load(&file.path, &options(device, |p| p.expert_slots = Some(ExpertSlots::Uniform(1))));
+    std::thread::scope(|scope| {
+        let both = [0, 1].map(|_| scope.spawn(|| answers_of(&model, &staged(35, Some(32))).0));
+        for one in both {
+            assert_eq!(difference(&expected, &one.join().expect("computed")), 0.0);
+        }
+    });
+}
