@@ -12,7 +12,7 @@ use gguf::Gguf;
 use model_spec::HyperParams;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::{Budget, Measure, Plan};
-use runtime::session::SessionOptions;
+use runtime::session::{SessionOptions, StageExperts};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,8 +56,9 @@ pub fn show(
 ) -> Result<(), anyhow::Error> {
     let gguf = open(path)?;
     let budget = budget(&gguf, &placement.budget)?;
-    let plan = Plan::make(&gguf, &load.options(placement), session, &budget, Measure::Always);
-    let plan = plan.map_err(crate::advise)?;
+    let options = load.options(placement);
+    let mut plan = Plan::make(&gguf, &options, session, &budget, Measure::Always).map_err(crate::advise)?;
+    plan.measure_crossover(&gguf, &options, session).map_err(crate::advise)?;
     warn(&plan, &placement.budget);
     match how {
         DryRun::Text => print(&report::text(&plan, path)),
@@ -99,8 +100,11 @@ pub fn follow(
     let gguf = open(path)?;
     let budget = budget(&gguf, args)?;
     match Plan::make(&gguf, options, session, &budget, measure) {
-        Ok(plan) => {
+        Ok(mut plan) => {
             warn(&plan, args);
+            if session.stage_experts == StageExperts::Auto {
+                plan.measure_crossover(&gguf, options, session).map_err(crate::advise)?;
+            }
             plan.apply(options, session);
             Ok(Some(plan))
         }
