@@ -59,3 +59,39 @@ fn slots_that_can_not_be_are_refused() {
     let uneven = run(with_device("64M").arg(&model).args(ask).arg("3,1"));
     refused(&uneven, 1, &["--expert-slots", "3 layers"]);
 }
+
+#[test]
+fn prompts_are_read_through_stacks_on_the_device() {
+    let Some(model) = quantized("tinymoe", "Q4_K_M") else { return };
+    let ask = ["-p", "In the beginning", "-no-cnv", "-n", "12", "--temp", "0", "-t", "1", "-ub", "4"];
+    let place = ["--kernels", "ggml", "--no-repack", "-ngl", "all"];
+    let expected = succeed(with_device("64M").arg(&model).args(ask).args(place));
+    for flags in [&["-cmoe"][..], &["--expert-slots", "2", "--fixed-experts"]] {
+        let staged = ["--stage-experts", "1"];
+        let found = succeed(with_device("64M").arg(&model).args(ask).args(place).args(flags).args(staged));
+        assert_eq!(found, expected, "{flags:?}");
+    }
+    let none = run(with_device("64M").arg(&model).args(ask).args(["--stage-experts", "0"]));
+    refused(&none, 2, &["--stage-experts", "auto or off"]);
+}
+
+#[test]
+fn plans_say_which_batches_are_staged() {
+    let Some(model) = quantized("tinymoe", "Q4_K_M") else { return };
+    let plan = |flags: &[&str]| -> serde_json::Value {
+        let mut command = with_device("64M");
+        let ask = ["--dry-run=json", "-t", "1", "-c", "256", "-ngl", "all", "--kernels", "bruce"];
+        let text = succeed(command.arg(&model).args(ask).args(flags));
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let staged = plan(&["-cmoe"]);
+    assert_eq!(staged["stage_experts"], true, "{staged}");
+    assert!(staged["stage_experts_from"].as_u64() >= Some(2), "{staged}");
+    assert!(staged["copied_bytes_per_second"].as_f64() > Some(0.0), "{staged}");
+    assert!(staged["device"]["staging_bytes"].as_u64() > Some(0), "{staged}");
+    for flags in [&["-cmoe", "--stage-experts", "off"][..], &[]] {
+        let other = plan(flags);
+        assert_eq!(other["stage_experts"], false, "{other}");
+        assert_eq!(other["device"]["staging_bytes"], 0, "{other}");
+    }
+}

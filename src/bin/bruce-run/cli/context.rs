@@ -4,7 +4,7 @@ use super::values::cache_type;
 use clap::ArgAction;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use quants::TensorType;
-use runtime::session::SessionOptions;
+use runtime::session::{SessionOptions, StageExperts};
 
 /// Sizes and threads.
 #[derive(Debug, clap::Args)]
@@ -43,6 +43,11 @@ pub struct ContextArgs {
     #[arg(long, alias = "ctv", value_name = "TYPE", env = "LLAMA_ARG_CACHE_TYPE_V", value_parser = cache_type)]
     pub cache_type_v: Option<TensorType>,
 
+    /// Which prompts GPUs read with the experts that are on the CPU, copied to them in time: batches (-ub) of so many tokens
+    /// and more, off, or auto: as measured when the model is loaded
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = stage_experts)]
+    pub stage_experts: StageExperts,
+
     /// Skip the empty run that brings the weights into memory
     #[arg(long, overrides_with = "warmup")]
     pub no_warmup: bool,
@@ -65,8 +70,21 @@ impl ContextArgs {
             flash_attention: self.flash_attn.map_or(default.flash_attention, Switch::or_on),
             type_k: self.cache_type_k.unwrap_or(default.type_k),
             type_v: self.cache_type_v.unwrap_or(default.type_v),
+            stage_experts: self.stage_experts,
             ..default
         }
+    }
+}
+
+/// `--stage-experts`.
+fn stage_experts(text: &str) -> Result<StageExperts, String> {
+    match text {
+        "auto" => Ok(StageExperts::Auto),
+        "off" => Ok(StageExperts::Never),
+        _ => match text.parse::<u32>() {
+            Ok(n) if n > 0 => Ok(StageExperts::From(n)),
+            _ => Err("expected a number of tokens, auto or off".to_owned()),
+        },
     }
 }
 

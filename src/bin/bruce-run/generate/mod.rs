@@ -25,7 +25,7 @@ use mode::{Circumstances, Impossible, Mode};
 use runtime::chat::ChatTemplate;
 use runtime::sampler::Sampler;
 use runtime::tokenizer::{AddBos, Special, TokenId};
-use runtime::{Model, Session};
+use runtime::{ExpertStaging, Model, Session};
 use screen::Screen;
 use serde_json::json;
 use std::io::{IsTerminal, Read};
@@ -66,6 +66,9 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         eprintln!("warning: --system-prompt: the model has no chat template, so nobody reads it");
     }
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
+    if let ExpertStaging::Failed(error) = session.expert_staging() {
+        eprintln!("warning: the CPU reads prompts with the experts that it has: {error}");
+    }
     let sampler = sampler(args, &model, session.n_ctx())?;
     if !args.context.no_warmup {
         session.warm_up()?;

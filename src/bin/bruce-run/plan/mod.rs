@@ -13,7 +13,7 @@ use model_spec::HyperParams;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::{Budget, Measure, Plan};
 use runtime::residency::{GpuLayers, PlacementOptions};
-use runtime::session::SessionOptions;
+use runtime::session::{SessionOptions, StageExperts};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,8 +58,8 @@ pub fn show(
     let gguf = open(path)?;
     let budget = budget(&gguf, &placement.budget)?;
     let options = load.options(placement);
-    let plan = Plan::make(&gguf, &options, session, &budget, Measure::Always);
-    let plan = plan.map_err(crate::advise)?;
+    let mut plan = Plan::make(&gguf, &options, session, &budget, Measure::Always).map_err(crate::advise)?;
+    plan.measure_crossover(&gguf, &options, session).map_err(crate::advise)?;
     warn(&gguf, &plan, &placement.budget, &options.placement);
     match how {
         DryRun::Text => print(&report::text(&plan, path)),
@@ -101,8 +101,11 @@ pub fn follow(
     let gguf = open(path)?;
     let budget = budget(&gguf, args)?;
     match Plan::make(&gguf, options, session, &budget, measure) {
-        Ok(plan) => {
+        Ok(mut plan) => {
             warn(&gguf, &plan, args, &options.placement);
+            if session.stage_experts == StageExperts::Auto {
+                plan.measure_crossover(&gguf, options, session).map_err(crate::advise)?;
+            }
             plan.apply(options, session);
             Ok(Some(plan))
         }

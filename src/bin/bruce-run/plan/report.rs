@@ -48,7 +48,7 @@ fn table(out: &mut String, plan: &Plan) {
     let parts: [(&str, Part); 6] = [
         ("dense weights", |usage| usage.dense_bytes),
         ("experts", |usage| usage.expert_bytes),
-        ("experts being read", |usage| usage.staging_bytes),
+        ("experts on their way", |usage| usage.staging_bytes),
         ("KV cache", |usage| usage.cache_bytes),
         ("compute buffers", |usage| usage.compute_bytes),
         ("embeddings, program", |usage| usage.other_bytes),
@@ -69,6 +69,20 @@ fn table(out: &mut String, plan: &Plan) {
         let _ = writeln!(out, "Experts are streamed through a pool of {}", bytes(pool));
     } else if !outlook.all_in_memory() {
         out.push_str("Experts in the file are read through the page cache\n");
+    }
+    if let Some(crossover) = &plan.crossover {
+        let (copied, multiplied) = (crossover.copied_bytes_per_second, crossover.multiplied_bytes_per_second);
+        let _ = writeln!(
+            out,
+            "Batches of {} tokens and more are computed on devices, to which experts are copied meanwhile: {}/s; the CPU multiplies {}/s with each token",
+            crossover.n_tokens,
+            rate(copied),
+            rate(multiplied)
+        );
+    } else if plan.outlook.stages_experts() {
+        out.push_str("Large batches are computed on devices, to which experts are copied meanwhile\n");
+    } else if plan.demand.stack_bytes > 0 && plan.outlook.experts.iter().any(|home| *home != Home::Device) {
+        out.push_str("Devices have no room to copy a layer's experts to for large batches\n");
     }
     if plan.pinned_device_bytes > 0 {
         let _ = writeln!(out, "  placed by -ot besides: {}", bytes(plan.pinned_device_bytes));
@@ -233,6 +247,10 @@ pub fn json(plan: &Plan) -> Value {
         "device": usage(&outlook.device),
         "memory": usage(&outlook.memory),
         "expert_pool_bytes": plan.pool_bytes,
+        "stage_experts": plan.outlook.stages_experts(),
+        "stage_experts_from": plan.crossover.map(|crossover| crossover.n_tokens),
+        "copied_bytes_per_second": plan.crossover.map(|crossover| crossover.copied_bytes_per_second),
+        "batch_bytes_per_second": plan.crossover.map(|crossover| crossover.multiplied_bytes_per_second),
         "file_expert_bytes": expert_bytes(plan, Home::File),
         "expert_chances": {
             "device": outlook.chances.device,
