@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(size("7500m"), Ok(7500 << 20));
         assert_eq!(size("1.5GiB"), Ok(3 << 29));
         assert_eq!(size("14.6GB"), Ok(14_600_000_000));
-        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("1048576"), Ok(1 << 20));
         assert_eq!(size("0"), Ok(0));
         for text in [
             "",
@@ -219,6 +219,7 @@ mod tests {
             "1e30",
             "inf",
             "99999999999999999999",
+            "12",
         ] {
             assert!(size(text).is_err(), "{text}");
         }
