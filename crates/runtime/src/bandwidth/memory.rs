@@ -58,10 +58,15 @@ fn sum(words: &[[u8; 8]], n_streams: usize) -> u64 {
     // Sixteen sums, so that loads never wait for an addition.
     let mut sums = [0u64; 16];
     let mut add = |words: &[[u8; 8]]| {
-        for chunk in words.chunks(sums.len()) {
+        // Of a length that the compiler knows, so that it makes vectors of them.
+        let (chunks, rest) = words.as_chunks::<16>();
+        for chunk in chunks {
             for (sum, word) in sums.iter_mut().zip(chunk) {
                 *sum ^= u64::from_ne_bytes(*word);
             }
+        }
+        for (sum, word) in sums.iter_mut().zip(rest) {
+            *sum ^= u64::from_ne_bytes(*word);
         }
     };
     for at in (0..share).step_by(RUN) {

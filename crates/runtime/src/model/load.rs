@@ -10,6 +10,7 @@ use expert_pool::{Files, Pool};
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::HyperParams;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) struct Loaded {
@@ -128,26 +129,47 @@ fn copy(
             progress.bytes(done, total);
             continue;
         }
-        let pieces = pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]);
-        if pending.pieces.len() > 1 && placement.repacked().contains(&pending.place) {
-            // A layout of its own is made from all of the bytes at once.
-            pending.tensor.write(0, &pieces.collect::<Vec<_>>().concat());
-        } else {
-            let n_threads = if pending.place.is_host() { n_copiers } else { 1 };
-            let mut offset = 0;
-            for (piece, bytes) in pending.pieces.iter().zip(pieces) {
-                for (number, window) in bytes.chunks(WINDOW_BYTES).enumerate() {
-                    let start = number * WINDOW_BYTES;
-                    write(&pending.tensor, offset + start, window, n_threads);
-                    gguf.release(piece.info, (piece.start + start) as u64, window.len() as u64);
-                }
-                offset += bytes.len();
-            }
-        }
+        let pieces: Vec<&[u8]> =
+            pending.pieces.iter().map(|p| &gguf.data(p.info)[p.start..p.start + p.size]).collect();
+        let is_repacked = placement.repacked().contains(&pending.place);
+        let window_bytes = (!is_repacked).then_some(WINDOW_BYTES);
+        let n_threads = if pending.place.is_host() { n_copiers } else { 1 };
+        write_pieces(&pending.tensor, &pieces, window_bytes, n_threads, |number, window| {
+            let piece = &pending.pieces[number];
+            gguf.release(piece.info, (piece.start + window.start) as u64, window.len() as u64);
+        });
         done += pending.pieces.iter().map(|piece| piece.size as u64).sum::<u64>();
         progress.bytes(done, total);
     }
     Ok(())
+}
+
+/// Fills `tensor` with the pieces, one behind the other, in windows of `window_bytes`; tells the number of the piece and the
+/// window of it that is written. Without a limit all is written at once, as a layout of its own must be made from all bytes.
+fn write_pieces(
+    tensor: &Tensor,
+    pieces: &[&[u8]],
+    window_bytes: Option<usize>,
+    n_threads: usize,
+    mut written: impl FnMut(usize, Range<usize>),
+) {
+    let Some(window_bytes) = window_bytes else {
+        match pieces {
+            [one] => tensor.write(0, one),
+            _ => tensor.write(0, &pieces.concat()),
+        }
+        pieces.iter().enumerate().for_each(|(number, piece)| written(number, 0..piece.len()));
+        return;
+    };
+    let mut offset = 0;
+    for (number, piece) in pieces.iter().enumerate() {
+        for (index, window) in piece.chunks(window_bytes).enumerate() {
+            let start = index * window_bytes;
+            write(tensor, offset + start, window, n_threads);
+            written(number, start..start + window.len());
+        }
+        offset += piece.len();
+    }
 }
 
 /// Copies `bytes` to `tensor` from byte `offset` on, in so many threads: one alone does not use all of the memory's speed,
@@ -197,4 +219,48 @@ fn fill_tables(tables: &[Table]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::residency::{Repack, repacked_types};
+    use ggml::{Context, Type};
+
+    /// ggml aborts where a layout of its own is to be made from a part of a tensor.
+    #[test]
+    fn repacked_weights_are_written_at_once() {
+        let places = repacked_types(Repack::On, &[]);
+        let place = *places.first().expect("the CPU repacks");
+        let ty = Type::from_id(quants::TensorType::Q4_K.id()).expect("a type");
+        for n_pieces in [1, 2] {
+            let context = Context::new(1);
+            let tensor = context.tensor("blk.0.ffn_up.weight", ty, &[256, 16]);
+            let buffer = Buffer::allocate(place, std::slice::from_ref(&tensor), "weights").expect("memory");
+            buffer.set_weights();
+            let bytes = vec![0u8; 16 * 144];
+            let pieces: Vec<&[u8]> = bytes.chunks(bytes.len() / n_pieces).collect();
+            let mut seen = Vec::new();
+            write_pieces(&tensor, &pieces, None, 4, |number, window| seen.push((number, window.len())));
+            assert_eq!(seen.iter().map(|(_, len)| len).sum::<usize>(), bytes.len());
+            assert_eq!(seen.last().map(|(number, _)| *number), Some(n_pieces - 1));
+        }
+    }
+
+    #[test]
+    fn windows_and_threads_leave_nothing_out() {
+        let context = Context::new(1);
+        let ty = Type::from_id(quants::TensorType::F32.id()).expect("a type");
+        let tensor = context.tensor("weights", ty, &[1000]);
+        Buffer::allocate(BufferType::cpu(), std::slice::from_ref(&tensor), "weights").expect("memory");
+        let values: Vec<f32> = (0..1000u16).map(f32::from).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let pieces = [&bytes[..1200], &bytes[1200..]];
+        let mut windows = Vec::new();
+        write_pieces(&tensor, &pieces, Some(1000), 2, |number, window| windows.push((number, window)));
+        assert_eq!(windows, [(0, 0..1000), (0, 1000..1200), (1, 0..1000), (1, 1000..2000), (1, 2000..2800)]);
+        let mut found = vec![0f32; 1000];
+        tensor.read_values(0, &mut found);
+        assert_eq!(found, values);
+    }
 }
