@@ -4,8 +4,8 @@ use convert::{ExpertLayout, NoProgress, Plan};
 use gguf::{Gguf, Layout, Metadata, Overwrite, TensorSpec, Writer};
 use model_spec::FileType;
 use quants::TensorType;
-use runtime::residency::Repack;
-use runtime::{Logits, Model, ModelOptions, Session, SessionOptions};
+use runtime::residency::{GpuLayers, PlacementOptions, Repack};
+use runtime::{Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,4 +142,22 @@ pub fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     let worst = pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
     assert!(a.iter().flatten().all(|x| x.is_finite()));
     worst
+}
+
+/// A device of its own with so much memory.
+pub fn stand_in(bytes: usize) -> ggml::Device {
+    ggml::stand_in::register(1, bytes).expect("registered")[0]
+}
+
+/// Everything on the device but what `place` keeps on the host, with our kernels there.
+pub fn on_device(device: ggml::Device, place: impl Fn(&mut PlacementOptions)) -> ModelOptions {
+    let mut placement = PlacementOptions {
+        devices: Some(vec![device.name()]),
+        n_gpu_layers: GpuLayers::All,
+        repack: Repack::Off,
+        fixed_experts: true,
+        ..Default::default()
+    };
+    place(&mut placement);
+    ModelOptions { kernels: Some(Kernels::Bruce), placement, ..Default::default() }
 }

@@ -17,10 +17,6 @@ fn device(bytes: usize) -> String {
     stand_in(bytes).name()
 }
 
-fn stand_in(bytes: usize) -> ggml::Device {
-    ggml::stand_in::register(1, bytes).expect("registered")[0]
-}
-
 fn options(device: &str, kernels: Kernels, slots: ExpertSlots) -> ModelOptions {
     ModelOptions {
         kernels: Some(kernels),

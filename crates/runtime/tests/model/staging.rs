@@ -7,27 +7,10 @@
 use crate::fixture::*;
 use crate::streaming::least_pool;
 use convert::ExpertLayout::{Split, Stacked};
-use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
-use runtime::{ExpertStaging, Kernels, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
+use runtime::residency::{ExpertSlots, PlacementOptions};
+use runtime::{ExpertStaging, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
 use std::path::Path;
 use std::sync::Arc;
-
-fn stand_in(bytes: usize) -> ggml::Device {
-    ggml::stand_in::register(1, bytes).expect("registered")[0]
-}
-
-/// Everything on the device but what `place` keeps on the host.
-fn options(device: ggml::Device, place: impl Fn(&mut PlacementOptions)) -> ModelOptions {
-    let mut placement = PlacementOptions {
-        devices: Some(vec![device.name()]),
-        n_gpu_layers: GpuLayers::All,
-        repack: Repack::Off,
-        fixed_experts: true,
-        ..Default::default()
-    };
-    place(&mut placement);
-    ModelOptions { kernels: Some(Kernels::Bruce), placement, ..Default::default() }
-}
 
 fn on_host(placement: &mut PlacementOptions) {
     placement.cpu_moe = true;
@@ -60,7 +43,7 @@ fn answers_of(model: &Arc<Model>, how: &SessionOptions) -> (Vec<Vec<f32>>, [u64;
 }
 
 fn resident(path: &Path, device: ggml::Device, n_ubatch: u32) -> Vec<Vec<f32>> {
-    let model = load(path, &options(device, |_| ()));
+    let model = load(path, &on_device(device, |_| ()));
     let mut session = Session::new(&model, &staged(n_ubatch, None)).expect("a session");
     assert!(matches!(session.expert_staging(), ExpertStaging::None));
     all_logits(&mut session)
@@ -79,7 +62,7 @@ fn answers_are_those_with_all_weights_on_the_device() {
         let file = tiny_moe(file_type, layout);
         for n_ubatch in [70, 35, 10] {
             let expected = resident(&file.path, device, n_ubatch);
-            let model = load(&file.path, &options(device, on_host));
+            let model = load(&file.path, &on_device(device, on_host));
             let (found, [n_layers, host_bytes, device_bytes]) =
                 answers_of(&model, &staged(n_ubatch, Some(10)));
             assert!(
@@ -101,7 +84,7 @@ fn experts_of_several_types_are_staged() {
     let device = stand_in(64 << 20);
     let mixed = mixed_types();
     let expected = resident(&mixed.path, device, 35);
-    let model = load(&mixed.path, &options(device, on_host));
+    let model = load(&mixed.path, &on_device(device, on_host));
     for _ in 0..2 {
         assert_eq!(difference(&expected, &answers_of(&model, &staged(35, Some(1))).0), 0.0);
     }
@@ -112,7 +95,7 @@ fn layers_on_two_devices_have_stacks_on_both() {
     let devices = ggml::stand_in::register(2, 64 << 20).expect("registered");
     let file = tiny_moe("q4_k", Stacked);
     let on_both = |place: fn(&mut PlacementOptions)| {
-        options(devices[0], |placement| {
+        on_device(devices[0], |placement| {
             placement.devices = Some(devices.iter().map(|device| device.name()).collect());
             place(placement);
         })
@@ -139,7 +122,7 @@ fn experts_in_slots_are_copied_on_the_device() {
                 placement.expert_slots = Some(uneven.clone());
                 placement.fixed_experts = !moves;
             };
-            let model = load(&file.path, &options(device, slots));
+            let model = load(&file.path, &on_device(device, slots));
             let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
             for round in 0..4 {
                 assert_eq!(
@@ -169,7 +152,7 @@ fn streamed_experts_are_staged_from_the_pool_or_the_file() {
                 let slots = |placement: &mut PlacementOptions| {
                     placement.expert_slots = Some(ExpertSlots::Uniform(n_slots));
                 };
-                let streamed = ModelOptions { expert_pool_bytes: Some(pool), ..options(device, slots) };
+                let streamed = ModelOptions { expert_pool_bytes: Some(pool), ..on_device(device, slots) };
                 let model = load(&file.path, &streamed);
                 let (found, [n_layers, _, device_bytes]) = answers_of(&model, &staged(35, Some(32)));
                 assert_eq!(difference(&expected, &found), 0.0, "{layout:?}, pool of {pool}, {n_slots} slots");
@@ -184,7 +167,7 @@ fn streamed_experts_are_staged_from_the_pool_or_the_file() {
 fn smaller_batches_are_computed_beside() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("q4_k", Stacked);
-    let model = load(&file.path, &options(device, on_host));
+    let model = load(&file.path, &on_device(device, on_host));
     let (_, [n_layers, ..]) = answers_of(&model, &staged(64, Some(48)));
     assert_eq!(n_layers, 3, "64 tokens are staged, 6 are not");
     let mut never = Session::new(&model, &staged(32, Some(48))).expect("a session");
@@ -198,7 +181,7 @@ fn without_memory_for_stacks_the_cpu_computes() {
     let n_bytes = expert_bytes(&load(&file.path, &plain())) as usize;
     // Room for the other weights and the context, but not for two layers of three.
     let device = stand_in(n_bytes / 3 + (4 << 20));
-    let model = load(&file.path, &options(device, on_host));
+    let model = load(&file.path, &on_device(device, on_host));
     let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
     let ExpertStaging::Failed(error) = session.expert_staging() else { panic!("room for stacks") };
     let text = error.to_string();
@@ -216,7 +199,7 @@ fn a_file_that_ends_early_is_an_error_and_no_answer() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("q4_k", Stacked);
     let streamed =
-        ModelOptions { expert_pool_bytes: Some(least_pool(&file.path)), ..options(device, on_host) };
+        ModelOptions { expert_pool_bytes: Some(least_pool(&file.path)), ..on_device(device, on_host) };
     let model = load(&file.path, &streamed);
     let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
     let bytes = std::fs::read(&file.path).expect("a file");
@@ -245,7 +228,7 @@ fn a_file_that_ends_early_is_an_error_and_no_answer() {
 fn a_session_that_is_stopped_stops_copying() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("q4_k", Stacked);
-    let model = load(&file.path, &options(device, on_host));
+    let model = load(&file.path, &on_device(device, on_host));
     let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
     let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(35).collect();
     let stop = session.stop_flag();
@@ -263,7 +246,7 @@ fn sessions_stage_at_once() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("q4_k", Stacked);
     let expected = resident(&file.path, device, 35);
-    let model = load(&file.path, &options(device, |p| p.expert_slots = Some(ExpertSlots::Uniform(1))));
+    let model = load(&file.path, &on_device(device, |p| p.expert_slots = Some(ExpertSlots::Uniform(1))));
     std::thread::scope(|scope| {
         let both = [0, 1].map(|_| scope.spawn(|| answers_of(&model, &staged(35, Some(32))).0));
         for one in both {

@@ -6,27 +6,10 @@
 use crate::fixture::*;
 use crate::streaming::least_pool;
 use convert::ExpertLayout::{Split, Stacked};
-use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
+use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions};
 use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
 use std::path::Path;
 use std::sync::Arc;
-
-fn stand_in(bytes: usize) -> ggml::Device {
-    ggml::stand_in::register(1, bytes).expect("registered")[0]
-}
-
-/// Everything but experts on the device; these are placed by `place`, and mapped where they are on the host.
-fn mapped(device: ggml::Device, place: impl Fn(&mut PlacementOptions)) -> ModelOptions {
-    let mut placement = PlacementOptions {
-        devices: Some(vec![device.name()]),
-        n_gpu_layers: GpuLayers::All,
-        repack: Repack::Off,
-        fixed_experts: true,
-        ..Default::default()
-    };
-    place(&mut placement);
-    ModelOptions { kernels: Some(Kernels::Bruce), placement, ..Default::default() }
-}
 
 fn streamed(options: &ModelOptions, pool_bytes: u64) -> ModelOptions {
     ModelOptions { expert_pool_bytes: Some(pool_bytes), ..options.clone() }
@@ -63,7 +46,7 @@ fn answers_are_those_with_all_experts_in_memory() {
         let file = tiny_moe(file_type, layout);
         let least = least_pool(&file.path);
         for n in 0..=4 {
-            let mapped = mapped(device, slots(n));
+            let mapped = on_device(device, slots(n));
             let expected = token_by_token(&load(&file.path, &mapped), 12, || ());
             for pool in [least, 2 * least, u64::MAX >> 1] {
                 let model = load(&file.path, &streamed(&mapped, pool));
@@ -85,7 +68,7 @@ fn experts_of_several_types_are_streamed_beside_their_slots() {
     let device = stand_in(64 << 20);
     let mixed = mixed_types();
     let uneven = ExpertSlots::Experts(vec![vec![2], vec![3, 1, 0], vec![1, 2]]);
-    let mapped = mapped(device, |placement| placement.expert_slots = Some(uneven.clone()));
+    let mapped = on_device(device, |placement| placement.expert_slots = Some(uneven.clone()));
     let expected = token_by_token(&load(&mixed.path, &mapped), 12, || ());
     let model = load(&mixed.path, &streamed(&mapped, least_pool(&mixed.path)));
     assert!(token_by_token(&model, 12, || ()) == expected);
@@ -102,7 +85,7 @@ fn layers_that_the_device_has_are_not_streamed() {
         |p| p.n_gpu_layers = GpuLayers::Count(2),
         |p| p.n_gpu_layers = GpuLayers::Count(0),
     ] {
-        let mapped = mapped(device, change);
+        let mapped = on_device(device, change);
         let expected = token_by_token(&load(&file.path, &mapped), 12, || ());
         let model = load(&file.path, &streamed(&mapped, u64::MAX >> 1));
         assert!(token_by_token(&model, 12, || ()) == expected, "{:?}", mapped.placement);
@@ -120,7 +103,7 @@ fn layers_that_the_device_has_are_not_streamed() {
 fn nothing_is_read_for_hits() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("q8_0", Stacked);
-    let mapped = mapped(device, slots(3));
+    let mapped = on_device(device, slots(3));
     // Room for everything, which the readers fill while they have nothing else to do.
     let model = load(&file.path, &streamed(&mapped, u64::MAX >> 1));
     let pool = model.expert_pool().expect("it is streamed");
@@ -148,7 +131,7 @@ fn experts_that_move_come_from_the_pool_or_the_file() {
         let host = load(&file.path, &ModelOptions { kernels: Some(Kernels::Bruce), ..plain() });
         let expected = token_by_token(&host, 200, || ());
         for pool in [least_pool(&file.path), u64::MAX >> 1] {
-            let mut options = streamed(&mapped(device, slots(2)), pool);
+            let mut options = streamed(&on_device(device, slots(2)), pool);
             options.placement.fixed_experts = false;
             let model = load(&file.path, &options);
             let slots = model.slots().expect("slots");
@@ -186,7 +169,7 @@ fn batches_find_their_experts_on_the_device_and_in_the_pool() {
     let expected = all(&ModelOptions { kernels: Some(Kernels::Bruce), ..plain() }, 70).0;
     for n_gpu_layers in [GpuLayers::All, GpuLayers::Count(2)] {
         for n_ubatch in [1, 5, 33, 70] {
-            let mut options = mapped(device, slots(2));
+            let mut options = on_device(device, slots(2));
             options.placement.n_gpu_layers = n_gpu_layers;
             let (found, hits) = all(&streamed(&options, least_pool(&file.path)), n_ubatch);
             let worst = difference(&expected, &found);
@@ -201,7 +184,7 @@ fn batches_find_their_experts_on_the_device_and_in_the_pool() {
 fn misses_are_read_and_computed_while_the_device_computes_hits() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("f32", Stacked);
-    let model = load(&file.path, &streamed(&mapped(device, slots(2)), least_pool(&file.path)));
+    let model = load(&file.path, &streamed(&on_device(device, slots(2)), least_pool(&file.path)));
     let before = ggml::stand_in::reads_beside_work(device);
     token_by_token(&model, 5, || ());
     assert_eq!(ggml::stand_in::reads_beside_work(device) - before, 5 * 3);
@@ -214,7 +197,7 @@ fn sessions_share_slots_and_pool() {
     let file = tiny_moe("f32", Stacked);
     let host = load(&file.path, &ModelOptions { kernels: Some(Kernels::Bruce), ..plain() });
     let expected = token_by_token(&host, 80, || ());
-    let mut options = streamed(&mapped(device, slots(2)), least_pool(&file.path));
+    let mut options = streamed(&on_device(device, slots(2)), least_pool(&file.path));
     options.placement.fixed_experts = false;
     let model = load(&file.path, &options);
     std::thread::scope(|scope| {
@@ -232,7 +215,7 @@ fn sessions_share_slots_and_pool() {
 fn a_file_truncated_while_it_is_used_is_an_error_and_not_for_ever() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("f32", Stacked);
-    let mut options = streamed(&mapped(device, slots(1)), least_pool(&file.path));
+    let mut options = streamed(&on_device(device, slots(1)), least_pool(&file.path));
     options.placement.fixed_experts = false;
     let model = load(&file.path, &options);
     let mut session = session(&model);
@@ -263,7 +246,7 @@ fn a_file_truncated_while_it_is_used_is_an_error_and_not_for_ever() {
 fn a_stopped_session_says_so_and_goes_on() {
     let device = stand_in(64 << 20);
     let file = tiny_moe("q4_k", Stacked);
-    let model = load(&file.path, &streamed(&mapped(device, slots(1)), least_pool(&file.path)));
+    let model = load(&file.path, &streamed(&on_device(device, slots(1)), least_pool(&file.path)));
     let mut session = session(&model);
     let stop = session.stop_flag();
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -281,16 +264,16 @@ fn what_can_not_be_is_refused_with_what_is_needed() {
         Ok(_) => panic!("{:?}", options.placement),
     };
     let small = stand_in(4 << 20);
-    let error = refused(&file.path, &streamed(&mapped(small, slots(3)), least_pool(&file.path)));
+    let error = refused(&file.path, &streamed(&on_device(small, slots(3)), least_pool(&file.path)));
     let text = error.to_string();
     assert!(matches!(error, Error::WeightMemory { .. }), "{text}");
     assert!(text.contains(&small.name()) && text.contains("4194304 are free"), "{text}");
 
     let device = stand_in(64 << 20);
-    let error = refused(&file.path, &streamed(&mapped(device, slots(3)), 1)).to_string();
+    let error = refused(&file.path, &streamed(&on_device(device, slots(3)), 1)).to_string();
     assert!(error.contains("1 bytes") && error.contains("needs at least"), "{error}");
     let rule = regex::Regex::new(r"blk\.1\.ffn_down").expect("a regex");
-    let apart = mapped(device, |p| {
+    let apart = on_device(device, |p| {
         p.cpu_moe = true;
         p.overrides = vec![(rule.clone(), device.name())];
     });
