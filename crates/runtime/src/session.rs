@@ -153,6 +153,11 @@ pub enum ExpertStaging<'a> {
 /// Contexts grow in steps of this many cells, and so does what attention looks at; a graph serves until the next step.
 pub(crate) const KV_STEP: usize = 256;
 
+/// The stacks, where there are any.
+fn ready(staging: &Result<Option<Staging>, Error>) -> Option<&Staging> {
+    staging.as_ref().ok().and_then(Option::as_ref)
+}
+
 impl Session {
     /// An empty context for `model`.
     ///
@@ -214,7 +219,7 @@ impl Session {
         {
             staging = Err(error);
         }
-        let ready = staging.as_ref().ok().and_then(Option::as_ref);
+        let ready = ready(&staging);
         // With staging, smaller batches are computed elsewhere.
         let smaller = staged_from.filter(|from| ready.is_some() && *from > 1).map(|from| from - 1);
         for n_tokens in [n_ubatch].into_iter().chain(smaller) {
@@ -348,7 +353,7 @@ impl Session {
         // Whoever waits for another session's turn must not keep experts from moving meanwhile.
         let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
         let slots = model.slots().map(|slots| (slots, slots.begin()));
-        let staging = self.staging.as_ref().ok().and_then(Option::as_ref).filter(|_| staged);
+        let staging = ready(&self.staging).filter(|_| staged);
         if let Some(staging) = staging {
             staging.begin(&model, current.n_staged);
         }
@@ -392,7 +397,7 @@ impl Session {
     }
 
     fn staging(&self) -> Option<&Staging> {
-        self.staging.as_ref().ok().and_then(Option::as_ref)
+        ready(&self.staging)
     }
 
     /// Whether large batches take the host's experts through stacks on devices.

@@ -2,20 +2,17 @@
 //! decides whether a large batch is computed there or here.
 
 use crate::Error;
+use crate::staging::{CHUNK_BYTES, N_COPIERS};
 use ggml::{Buffer, Context, CopyStream, Device, Type};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Bytes that are copied at once, by each of so many threads: as experts are staged.
-const CHUNK_BYTES: usize = 8 << 20;
-const N_COPIERS: usize = 3;
 /// Chunks of a round, and how long is measured.
 const N_CHUNKS: usize = 12;
 const TIME: Duration = Duration::from_millis(100);
 
-/// Bytes a second that arrive on `device` from `source`, through pinned memory on a stream for copies: the best of short
-/// rounds. `None` where that needs more than `room_bytes` of its memory,
-/// or `source` is empty.
+/// Bytes a second that arrive on `device` from `source`, copied as experts are staged: the best of short rounds. `None` where
+/// that needs more than `room_bytes` of its memory, or `source` is empty.
 ///
 /// # Errors
 /// Where the device fails.

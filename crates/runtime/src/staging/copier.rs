@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Bytes of pinned memory for each copier and device: enough to keep a bus busy, few enough to stop soon.
-pub(super) const CHUNK_BYTES: usize = 8 << 20;
+pub(crate) const CHUNK_BYTES: usize = 8 << 20;
 
 /// Where an expert has a slot: group and number.
 pub(super) type Place = Option<(usize, usize)>;

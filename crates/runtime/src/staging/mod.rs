@@ -16,7 +16,8 @@ mod sweep;
 
 use crate::Error;
 use crate::model::{ExpertBank, Model};
-use copier::{CHUNK_BYTES, Counted, Shared};
+pub(crate) use copier::CHUNK_BYTES;
+use copier::{Counted, Shared};
 use ggml::{BufferType, CopyStream, Graph, RowKernel, Rows, Sources, Tensor};
 use layout::Layout;
 pub(crate) use layout::N_STACKS;
@@ -27,7 +28,7 @@ use sweep::Sweep;
 
 /// Threads that copy. One alone does not use all of a bus, as it also copies into pinned memory; and reads from a file
 /// want to be several.
-const N_COPIERS: usize = 3;
+pub(crate) const N_COPIERS: usize = 3;
 
 /// Bytes of pinned memory that experts pass through on their way to so many devices.
 pub(crate) fn pinned_bytes(n_devices: usize) -> u64 {
