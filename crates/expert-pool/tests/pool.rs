@@ -1,7 +1,8 @@
 //! The pool against files that answer slowly, wrongly, or not at all.
 
-use expert_pool::{Error, Files, LayerSource, MatrixSource, Options, Pool, ReadAt};
+use expert_pool::{Error, Files, LayerSource, MatrixSource, Options, Pool, Projection, ReadAt};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -267,4 +268,73 @@ fn too_small_a_pool_says_what_it_needs() {
     let error = Pool::new(files(), &layers(), options(least() - 1)).err().expect("one byte is missing");
     assert!(matches!(error, Error::TooSmall { needed_bytes, .. } if needed_bytes == least()), "{error}");
     assert!(Pool::new(files(), &layers(), options(least())).is_ok());
+}
+
+/// Reads all experts beside computing, on three threads, checks every byte, and says how many tiles there were.
+fn read_all(pool: &Pool, keep: bool) -> Result<usize, Error> {
+    let (next, n_tiles) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let read_some = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (layer, rest) = (index / (3 * N_EXPERTS), index % (3 * N_EXPERTS));
+            let (projection, expert) = (rest / N_EXPERTS, rest % N_EXPERTS);
+            if layer >= N_LAYERS {
+                return Ok(());
+            }
+            let start = matrix(layer, projection, expert).offset;
+            let mut n_bytes = 0;
+            pool.read(layer, Projection::ALL[projection], expert, keep, &mut |at, bytes| {
+                assert_eq!(at, n_bytes);
+                assert!(bytes.iter().zip(start + at as u64..).all(|(found, at)| *found == byte(at)));
+                n_bytes += bytes.len();
+                n_tiles.fetch_add(1, Ordering::Relaxed);
+                ControlFlow::Continue(())
+            })?;
+            assert_eq!(n_bytes, MATRIX_BYTES);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [0; 3].map(|_| scope.spawn(read_some));
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    Ok(n_tiles.into_inner())
+}
+
+#[test]
+fn what_is_read_beside_computing_is_read_once() {
+    for fill in [false, true] {
+        let disk = Arc::new(Disk { delay: Duration::from_millis(1), ..Disk::default() });
+        let all = pool(&disk, u64::MAX, fill);
+        // The pool's own readers are at it too.
+        let n_tiles = read_all(&all, true).expect("a disk");
+        assert_eq!(disk.reads.load(Ordering::Relaxed), n_tiles, "{fill}");
+        read_all(&all, false).expect("memory");
+        assert_eq!(disk.reads.load(Ordering::Relaxed), n_tiles, "{fill}");
+        let read = all.statistics().read_bytes;
+        let wanted = (N_LAYERS * 3 * N_EXPERTS * MATRIX_BYTES) as u64;
+        assert!(read >= wanted && read <= wanted + 2 * 4096 * n_tiles as u64, "{read} of {wanted}");
+    }
+    for keep in [false, true] {
+        let disk = Arc::new(Disk::default());
+        let small = pool(&disk, least(), false);
+        let n_tiles = read_all(&small, keep).expect("a disk");
+        assert_eq!(disk.reads.load(Ordering::Relaxed), n_tiles);
+        // What found free memory is there the next time, and the rest is read again.
+        read_all(&small, keep).expect("a disk");
+        let again = disk.reads.load(Ordering::Relaxed) - n_tiles;
+        assert!(again > 0 && (again < n_tiles) == keep, "{again} of {n_tiles}");
+        compute(&small, &[0, 3], 1, 2);
+    }
+}
+
+#[test]
+fn reading_beside_a_failing_disk_is_an_error_and_not_for_ever() {
+    for keep in [false, true] {
+        let disk = Arc::new(Disk { fails_from: AtomicUsize::new(5), ..Disk::default() });
+        let all = pool(&disk, u64::MAX, false);
+        let error = read_all(&all, keep).expect_err("a failing disk");
+        assert!(matches!(error, Error::Read { .. }) && error.to_string().contains("blk."), "{error}");
+        disk.fails_from.store(0, Ordering::Relaxed);
+        read_all(&all, keep).expect("it works again");
+    }
 }

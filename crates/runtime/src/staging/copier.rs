@@ -103,7 +103,7 @@ fn send(
     };
     const PROJECTIONS: [Projection; N_PROJECTIONS] = Projection::ALL;
     let mut is_stopped = false;
-    pool.read(streamed, PROJECTIONS[item.projection], item.expert, &mut |at, bytes| {
+    pool.read(streamed, PROJECTIONS[item.projection], item.expert, true, &mut |at, bytes| {
         let pieces = bytes.chunks(CHUNK_BYTES).enumerate();
         for (number, piece) in pieces {
             is_stopped = stopped();
