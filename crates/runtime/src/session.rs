@@ -205,7 +205,7 @@ impl Session {
                 routing: false,
                 tapped: false,
                 by_slots: batches.use_slots(n_tokens),
-                staged: batches.are_staged(n_tokens),
+                staged: batches.are_staged(n_tokens).then(Default::default),
             };
             graph::build(model, &cache, shape, staging).graph
         };
@@ -293,17 +293,18 @@ impl Session {
             };
             // A new borrow for each batch.
             let observer = observer.as_mut().map(|observer| &mut **observer as Observer<'_>);
-            self.compute(batch, n_outputs, observer)?;
+            self.compute(batch, after.len(), n_outputs, observer)?;
             self.n_past += batch.len();
             rest = after;
         }
         Ok(())
     }
 
-    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens.
+    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens; `n_after` are read after it.
     fn compute(
         &mut self,
         tokens: &[u32],
+        n_after: usize,
         n_outputs: usize,
         observer: Option<Observer<'_>>,
     ) -> Result<(), Error> {
@@ -324,7 +325,9 @@ impl Session {
             Batches { model: &self.model, options: &self.options, has_staging: self.staging().is_some() };
         let kernels = if tapped { Kernels::Ggml } else { batches.kernels(n_tokens) };
         let by_slots = !tapped && batches.use_slots(n_tokens);
-        let staged = !tapped && batches.are_staged(n_tokens);
+        let staging = self.staging().filter(|_| !tapped && batches.are_staged(n_tokens));
+        let staged = staging.map(Staging::order);
+        let goes_on = batches.are_staged(n_after.min(self.options.n_ubatch as usize));
         let shape = BatchShape {
             n_tokens,
             n_kv,
@@ -352,10 +355,10 @@ impl Session {
         let model = Arc::clone(&self.model);
         // Whoever waits for another session's turn must not keep experts from moving meanwhile.
         let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
-        let slots = model.slots().map(|slots| (slots, slots.begin()));
-        let staging = ready(&self.staging).filter(|_| staged);
+        let slots = model.slots().map(|slots| (slots, slots.begin(by_slots)));
+        let staging = ready(&self.staging).filter(|_| staged.is_some());
         if let Some(staging) = staging {
-            staging.begin(&model, current.n_staged);
+            staging.begin(current.n_staged, goes_on);
         }
         self.fill_inputs(&current, tokens);
         let done = match observer {
