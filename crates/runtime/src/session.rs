@@ -45,12 +45,15 @@ pub struct SessionOptions {
 /// while another's are computed with. For layers whose other weights are on a device; smaller batches are computed by the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StageExperts {
-    /// Those that ggml has devices take over; or by measurement, where there is a [plan](crate::plan).
+    /// Those that ggml has devices take over; or by measurement, where there is a [plan](crate::plan). None where memory
+    /// for the stacks is short.
     #[default]
     Auto,
+    /// As [`Auto`](Self::Auto), but those of so many tokens and more.
+    AutoFrom(u32),
     /// None.
     Never,
-    /// Those of so many tokens and more.
+    /// Those of so many tokens and more; an error where memory for the stacks is short.
     From(u32),
 }
 
@@ -60,7 +63,7 @@ impl StageExperts {
         match self {
             StageExperts::Auto => Some(MIN_OFFLOAD_TOKENS),
             StageExperts::Never => None,
-            StageExperts::From(n_tokens) => Some(n_tokens as usize),
+            StageExperts::AutoFrom(n_tokens) | StageExperts::From(n_tokens) => Some(n_tokens as usize),
         }
     }
 }
@@ -162,7 +165,8 @@ impl Session {
     /// An empty context for `model`.
     ///
     /// # Errors
-    /// [`Error::Option`] where an option does not fit the model, [`Error::ContextMemory`] where the memory is short.
+    /// [`Error::Option`] where an option does not fit the model, [`Error::ContextMemory`] where the memory is short, and what
+    /// is in the way of staging where it must be.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Session, Error> {
         let hparams = model.hparams();
         let (type_k, type_v) = cache_types(hparams, options)?;
@@ -218,6 +222,9 @@ impl Session {
                 free.check_staging(&stacks, &caches, &scheduler.measure(graph_of(n_ubatch, Some(ready))))
         {
             staging = Err(error);
+        }
+        if matches!(options.stage_experts, StageExperts::From(_)) {
+            staging = Ok(staging?);
         }
         let ready = ready(&staging);
         // With staging, smaller batches are computed elsewhere.

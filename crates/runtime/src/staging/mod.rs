@@ -13,6 +13,9 @@
 //!
 //! What has arrived may be worth more than the experts in the device's slots: before a stack is filled anew, such experts
 //! are copied to slots from there, without a byte from the host.
+//!
+//! Stacks belong to a session: with several of one model, each takes memory for its own and copies for itself. (The programs
+//! have one at a time.) Where that is too much, [`StageExperts::Never`](crate::StageExperts::Never) leaves a session without.
 
 mod copier;
 mod layout;

@@ -188,10 +188,13 @@ fn without_memory_for_stacks_the_cpu_computes() {
     // Room for the other weights and the context, but not for two layers of three.
     let device = stand_in(n_bytes / 3 + (4 << 20));
     let model = load(&file.path, &on_device(device, on_host));
-    let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+    let must = Session::new(&model, &staged(35, Some(32))).err().expect("no room for stacks").to_string();
+    let may = SessionOptions { stage_experts: StageExperts::AutoFrom(32), ..staged(35, None) };
+    let mut session = Session::new(&model, &may).expect("a session");
     let ExpertStaging::Failed(error) = session.expert_staging() else { panic!("room for stacks") };
     let text = error.to_string();
     assert!(text.contains(&device.name()) && text.contains("staging"), "{text}");
+    assert_eq!(text, must);
     let expected = {
         let model = load(&file.path, &plain());
         all_logits(&mut Session::new(&model, &staged(35, None)).expect("a session"))
