@@ -30,6 +30,7 @@ mod file;
 mod layout;
 mod pass;
 mod pool;
+mod reader;
 mod state;
 mod statistics;
 
@@ -37,5 +38,6 @@ pub use error::Error;
 pub use file::{Files, ReadAt, open_direct};
 pub use layout::{LayerSource, MatrixSource, Projection};
 pub use pass::{Group, Pass};
-pub use pool::{Lease, N_READERS, Options, Pool, Turn};
+pub use pool::{Lease, Options, Pool, Turn};
+pub use reader::{N_READERS, Readers};
 pub use statistics::Statistics;
