@@ -42,6 +42,9 @@ pub enum Readers {
 }
 
 impl Readers {
+    /// As many threads as read where there is no queue.
+    pub const THREADS: Readers = Readers::Threads(N_READERS);
+
     /// Reads at once that a pool has room for, however small it is.
     pub(crate) fn n_least(self) -> usize {
         match self {
