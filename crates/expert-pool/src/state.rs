@@ -537,3 +537,76 @@ impl State {
 fn rows_of(index: usize, tile_rows: usize, n_rows: usize) -> std::ops::Range<usize> {
     index * tile_rows..((index + 1) * tile_rows).min(n_rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{LayerSource, MatrixSource};
+
+    /// Two layers of three experts, each matrix a tile: gates are tiles 0 to 2 and 9 to 11, then ups, then downs.
+    fn state(depth: Depth) -> State {
+        let bank = |first: u64| -> Vec<MatrixSource> {
+            let matrix = |number| MatrixSource {
+                name: format!("matrix {number}"),
+                file: 0,
+                offset: number * 4096,
+                row_bytes: 64,
+                n_rows: 64,
+            };
+            (first..first + 3).map(matrix).collect()
+        };
+        let layer = |first| LayerSource { gate: bank(first), up: bank(first + 3), down: bank(first + 6) };
+        let layout = Layout::new(&[layer(0), layer(9)]);
+        let memory = crate::buffer::slots(layout.tiles.len(), layout.slot_bytes).expect("memory");
+        State::new(Arc::new(layout), memory, depth)
+    }
+
+    fn enter(state: &mut State, layer: usize, expert: usize, next: &[usize]) {
+        state.enter(&Request { layer, experts: &[(expert, 1)], n_tokens: 1, steps: [64; 2], next });
+    }
+
+    fn jobs(state: &mut State) -> Vec<Job> {
+        std::iter::from_fn(|| state.next_job()).collect()
+    }
+
+    fn tiles(jobs: &[Job]) -> Vec<usize> {
+        jobs.iter().map(|job| job.tile).collect()
+    }
+
+    fn publish(state: &mut State, jobs: Vec<Job>) {
+        jobs.into_iter().for_each(|Job { tile, memory }| state.publish(tile, memory, 0));
+    }
+
+    #[test]
+    fn what_is_wanted_is_read_before_anything_ahead_of_need() {
+        let mut state = state(Depth { wanted: 6, ahead: 2 });
+        enter(&mut state, 0, 0, &[0, 1]);
+        let wanted = jobs(&mut state);
+        assert_eq!(tiles(&wanted), [0, 3, 6], "nothing ahead beside so much that is wanted");
+        publish(&mut state, wanted);
+        let mut ahead = jobs(&mut state);
+        assert_eq!(tiles(&ahead), [9, 12], "as many ahead as may be");
+        publish(&mut state, vec![ahead.remove(0)]);
+        ahead.extend(jobs(&mut state));
+        assert_eq!(tiles(&ahead), [12, 10]);
+        // The next layer takes another expert than was thought: its tiles don't wait for those.
+        enter(&mut state, 1, 2, &[]);
+        let wanted = jobs(&mut state);
+        assert_eq!(tiles(&wanted), [11, 14, 17]);
+        publish(&mut state, ahead);
+        publish(&mut state, wanted);
+        assert!(jobs(&mut state).is_empty());
+    }
+
+    #[test]
+    fn no_more_is_under_way_than_there_may_be() {
+        let mut state = state(Depth { wanted: 2, ahead: 1 });
+        enter(&mut state, 0, 1, &[1]);
+        let mut wanted = jobs(&mut state);
+        assert_eq!(tiles(&wanted), [1, 4]);
+        assert!(state.is_deep_enough());
+        let Job { tile, memory } = wanted.remove(0);
+        state.fail(tile, memory, Error::Stopped);
+        assert!(!state.is_deep_enough() && jobs(&mut state).is_empty(), "a failure ends the computation");
+    }
+}
