@@ -64,6 +64,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Lets those who read come to an end.
+    fn shut_down(&self) {
+        self.lock().shutdown = true;
+        self.bell.ring();
+    }
+
     /// The pages that a tile lies in.
     pub fn window(&self, tile: usize) -> Window {
         let place = &self.layout.tiles[tile];
@@ -107,7 +113,9 @@ impl Pool {
         let n_spare = memory.len().saturating_sub(layout.largest_group());
         let depth = Depth { wanted: n_readers, ahead: n_readers };
         let shared = Arc::new(Shared::new(files, layout, memory, depth));
-        let (readers, threads) = reader::start(&shared, options.readers, n_spare)?;
+        let started = reader::start(&shared, options.readers, n_spare);
+        // Some may have started before another could not.
+        let (readers, threads) = started.inspect_err(|_| shared.shut_down())?;
         Ok(Pool { shared, readers, threads, turn: Mutex::new(()) })
     }
 
@@ -258,8 +266,7 @@ fn least_bytes(layout: &Layout, n_readers: usize) -> u64 {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().shutdown = true;
-        self.shared.bell.ring();
+        self.shared.shut_down();
         for reader in self.threads.drain(..) {
             // A reader that panicked has said so.
             let _ = reader.join();
