@@ -162,6 +162,13 @@ impl Device {
         )
     }
 
+    /// Memory of the host that the device copies from and to without the processor's help, where it has such.
+    pub fn host_buffer_type(self) -> Option<BufferType> {
+        // SAFETY: a registered device; null where it has none.
+        let own = unsafe { sys::ggml_backend_dev_host_buffer_type(self.0.as_ptr()) };
+        NonNull::new(own).map(BufferType).filter(|own| own.is_host())
+    }
+
     /// Kinds of memory that the device's backend keeps some weights in a layout of its own in (the CPU's `CPU_REPACK`),
     /// the preferred first.
     pub fn extra_buffer_types(self) -> Vec<BufferType> {
