@@ -19,6 +19,8 @@ pub(crate) struct KvCache {
 pub(crate) struct LayerCache {
     pub keys: Cells,
     pub values: Cells,
+    /// Whether attention can be computed in one pass where the cells are.
+    pub in_one_pass: bool,
 }
 
 impl LayerCache {
@@ -219,13 +221,18 @@ impl KvCache {
         let context = Context::new(2 * hparams.n_layer as usize);
         let layers: Vec<LayerCache> = (0..hparams.n_layer)
             .map(|layer| {
-                let order =
-                    if placement.place_cache(layer).is_host() { Order::ByHead } else { Order::ByToken };
+                let place = placement.place_cache(layer);
+                let order = if place.is_host() { Order::ByHead } else { Order::ByToken };
                 let cells = |kind: char, ty: Type, dim: usize| {
                     let name = format!("cache_{kind}-{layer}");
                     Cells::new(&context, &name, ty, (dim, n_head_kv), n_ctx, order)
                 };
-                LayerCache { keys: cells('k', type_k, dim_k), values: cells('v', type_v, dim_v) }
+                let (keys, values) = (cells('k', type_k, dim_k), cells('v', type_v, dim_v));
+                LayerCache {
+                    in_one_pass: attends_in_one_pass(hparams, placement, &keys, &values, place),
+                    keys,
+                    values,
+                }
             })
             .collect();
         let mut places: Vec<(BufferType, Vec<Tensor>)> = Vec::new();
@@ -259,6 +266,21 @@ impl KvCache {
     pub fn layer(&self, index: usize) -> &LayerCache {
         &self.layers[index]
     }
+}
+
+/// Whether the device with memory `place`, or else the CPU, has a kernel for attention in one pass. Values in blocks have to
+/// be, as they can't be turned for the products of the other way.
+fn attends_in_one_pass(
+    hparams: &HyperParams,
+    placement: &Placement,
+    keys: &Cells,
+    values: &Cells,
+    place: BufferType,
+) -> bool {
+    let (n_head, n_head_kv) = (hparams.n_head as usize, hparams.n_head_kv as usize);
+    let [k, v] = [keys, values].map(|cells| (cells.ty(), cells.head_dim));
+    let device = placement.devices().iter().find(|device| device.buffer_type() == place);
+    device.is_none_or(|device| v.0.is_quantized() || device.flash_attends(n_head, n_head_kv, k, v))
 }
 
 /// Bytes of one layer's `n_ctx` cells.

@@ -257,6 +257,12 @@ unsafe extern "C" fn supports_op(device: sys::ggml_backend_dev_t, op: *const sys
             | sys::GGML_OP_MAP_CUSTOM1
             | sys::GGML_OP_MAP_CUSTOM2
             | sys::GGML_OP_MAP_CUSTOM3 => false,
+            // No kernel, as on CUDA.
+            sys::GGML_OP_FLASH_ATTN_EXT
+                if [(*op).src[1], (*op).src[2]].iter().any(|kv| (**kv).type_ == sys::GGML_TYPE_IQ4_NL) =>
+            {
+                false
+            }
             _ => sys::ggml_backend_dev_supports_op(StandIn::of(device).cpu.0.as_ptr(), op),
         }
     }

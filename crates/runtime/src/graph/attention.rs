@@ -79,7 +79,7 @@ pub(super) fn gather(
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
     let k = cache.keys.first(g, n_kv);
     let v = cache.values.first(g, n_kv);
-    if flash_attention {
+    if flash_attention && cache.in_one_pass {
         let gathered = g.flash_attention(&q, &k, &v, mask, scale); // [dim_v, n_head, n_tokens]
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
     } else {

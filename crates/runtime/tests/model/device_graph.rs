@@ -5,6 +5,7 @@ use crate::fixture::*;
 use convert::ExpertLayout::{Split, Stacked};
 use ggml::Node;
 use quants::TensorType;
+use runtime::residency::ExpertSlots;
 use runtime::{Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
 use std::sync::Arc;
 
@@ -79,6 +80,21 @@ fn operations_come_in_the_orders_that_devices_fuse() {
 }
 
 #[test]
+fn experts_in_slots_come_in_these_orders_too() {
+    let device = stand_in(64 << 20);
+    let options = on_device(device, |placement| placement.expert_slots = Some(ExpertSlots::Uniform(2)));
+    let model = load(&tiny_moe("q8_0", Stacked).path, &options);
+    let mut session = session(&model);
+    session.decode(&[5], Logits::Last).expect("read");
+    let nodes = session.graph_nodes();
+    // Weights of experts that have no slot are zero.
+    let masked = (&["MUL", "MUL", "VIEW", "VIEW", "ADD"][..], &[4][..]);
+    for row in [CHOICE, KEYS, HIDDEN, masked] {
+        assert_eq!(fusable(&nodes, row), N_LAYERS, "{:?}", row.0);
+    }
+}
+
+#[test]
 fn what_only_fills_the_cache_ends_with_it() {
     let model = everything_on_a_device(&tiny_moe("q8_0", Stacked));
     let mut session = session(&model);
@@ -148,4 +164,21 @@ fn the_order_of_cells_changes_no_result() {
         let worst = difference(&answer(&host), &answer(&other));
         assert_eq!(worst, 0.0, "{type_k:?}, {type_v:?}, flash attention {flash_attention}");
     }
+}
+
+/// Else the CPU would, and all keys and values be copied to it for every token.
+#[test]
+fn a_device_without_a_kernel_for_one_pass_attends_in_steps() {
+    let file = tiny_moe("q8_0", Stacked);
+    let device = stand_in(64 << 20);
+    let host = load(&file.path, &ModelOptions { kernels: Some(Kernels::Ggml), ..plain() });
+    let other = load(&file.path, &on_device(device, |_| {}));
+    let answer = |model: &Arc<Model>, flash_attention| {
+        let options = SessionOptions { type_k: TensorType::IQ4_NL, flash_attention, ..session_options() };
+        let mut session = Session::new(model, &options).expect("a session");
+        (answers(model, &mut session), session.n_splits())
+    };
+    let ((expected, _), (found, n_splits)) = (answer(&host, false), answer(&other, true));
+    assert_eq!(difference(&expected, &found), 0.0);
+    assert_eq!(n_splits, 2);
 }
