@@ -109,7 +109,7 @@ pub enum Error {
     },
     /// Stacks that experts are staged in for large batches don't fit.
     #[error(
-        "{place}: staging experts needs {needed_bytes} bytes beside {context_bytes} for the context, but {available_bytes} are free; without (--stage-experts auto or off) the CPU computes with the host's experts"
+        "{place}: staging experts needs {needed_bytes} bytes beside {context_bytes} for the context, but {available_bytes} are free"
     )]
     StagingMemory {
         /// The device's kind of memory.
