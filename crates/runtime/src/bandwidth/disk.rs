@@ -4,6 +4,7 @@
 //! between other measurements, and their median counts.
 
 use expert_pool::{N_READERS, open_direct};
+use gguf::Gguf;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -57,6 +58,20 @@ impl FileMeter {
         let mut buffered = meter(File::open(path)?, false);
         buffered.sample()?;
         Ok(buffered)
+    }
+
+    /// A meter for the file of a model; for the part of a split one that has most.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub fn of_model(gguf: &Gguf) -> io::Result<FileMeter> {
+        let largest = (0..gguf.parts().len()).max_by_key(|part| gguf.mapping(*part).len()).unwrap_or(0);
+        FileMeter::new(&gguf.parts()[largest])
+    }
+
+    /// Forgets all samples but the last `n`.
+    pub fn keep_last(&mut self, n: usize) {
+        self.samples.drain(..self.samples.len().saturating_sub(n));
     }
 
     /// Takes one more sample: bytes that several threads read from places all over the file.
@@ -125,6 +140,8 @@ mod tests {
         let mut meter = FileMeter::new(&path).expect("read");
         meter.sample().expect("read again");
         assert!(meter.samples.len() == 2 && meter.rate().bytes_per_second > 1e5, "{meter:?}");
+        meter.keep_last(1);
+        assert_eq!(meter.rate().bytes_per_second, meter.samples[0]);
         std::fs::write(&path, [1, 2, 3]).expect("written");
         assert!(FileMeter::new(&path).expect("read").rate().bytes_per_second > 0.0);
         assert!(FileMeter::new(&directory.path().join("no file")).is_err());

@@ -4,7 +4,7 @@
 //! that does not depend on where things are. What is done at once counts once: a device computes the experts it has of a
 //! layer while the CPU computes the others, and the file is read while the CPU multiplies.
 
-use super::{Demand, ExpertItem, Home, Machine};
+use super::{Demand, ExpertItem, Home, Machine, Outlook};
 
 /// What a token takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -72,15 +72,38 @@ pub(super) fn of_token(
     reads.keep(demand, homes, more_bytes);
     let (host, on_device) = demand.dense_bytes.split_at(demand.dense_bytes.len() - n_gpu);
     let dense = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
-    let reading = if reads.file > 0.0 { reads.file / machine.file_bytes_per_second } else { 0.0 };
-    let multiplying = (reads.memory + reads.file) / memory_rate;
     let time = TokenTime {
         device: dense(on_device) / device_rate + device,
         memory: dense(host) / memory_rate + memory,
-        file: (reading - multiplying).max(0.0),
+        file: waiting(machine, reads.memory + reads.file, reads.file),
         rest: machine.seconds_per_token,
     };
     (time, reads.chances())
+}
+
+/// Seconds of waiting for the file, where a token takes `bytes` of experts from the host and `read` of them are in the file.
+fn waiting(machine: &Machine, bytes: f64, read: f64) -> f64 {
+    let reading = if read > 0.0 { read / machine.file_bytes_per_second } else { 0.0 };
+    (reading - bytes / machine.memory.bytes_per_second).max(0.0)
+}
+
+/// What a token takes as planned in `outlook`, but with the file's rate in `machine` and, where they are given, as many `hits`
+/// among the experts that the host computes.
+pub(super) fn measured(
+    demand: &Demand,
+    machine: &Machine,
+    outlook: &Outlook,
+    hits: Option<f64>,
+) -> TokenTime {
+    let on_host = demand.experts.iter().zip(&outlook.experts).filter(|(_, home)| **home != Home::Device);
+    let bytes: f64 = on_host.map(|(item, _)| item.chance * item.size_bytes as f64).sum();
+    let Chances { memory, file, .. } = outlook.chances;
+    let misses = match hits {
+        Some(hits) => 1.0 - hits,
+        None if file > 0.0 => file / (memory + file),
+        None => 0.0,
+    };
+    TokenTime { file: waiting(machine, bytes, misses * bytes), ..outlook.time }
 }
 
 /// Seconds for the experts of a layer, where a token's `n_used` choices are on the device with a chance of `hit_rate` each:
