@@ -35,7 +35,7 @@ pub use graph::{Graph, Rope, RopeStyle};
 pub use sched::Scheduler;
 pub use tensor::{Tensor, Type};
 pub use threads::ThreadPool;
-pub use transfer::{CopyStream, Pinned};
+pub use transfer::CopyStream;
 
 /// Where ggml's log lines go: level and text.
 pub type LogSink = fn(u32, &str);

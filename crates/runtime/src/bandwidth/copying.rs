@@ -24,14 +24,14 @@ pub fn copy_rate(device: Device, source: &[u8], room_bytes: u64) -> Result<Optio
     let context = Context::new(N_COPIERS);
     let targets: [_; N_COPIERS] = std::array::from_fn(|_| context.tensor("copied", Type::I8, &[n_bytes]));
     Buffer::allocate(device.buffer_type(), &targets, "a measurement")?;
-    let stream = CopyStream::new(device)?;
-    let mut pinned = (0..N_COPIERS).map(|_| stream.pinned(n_bytes)).collect::<Result<Vec<_>, _>>()?;
+    let mut streams =
+        (0..N_COPIERS).map(|_| CopyStream::new(device, n_bytes)).collect::<Result<Vec<_>, _>>()?;
     let n_places = source.len() / n_bytes;
     let mut round = || {
         let next = AtomicUsize::new(0);
         let start = Instant::now();
         std::thread::scope(|scope| {
-            for (pinned, target) in pinned.iter_mut().zip(&targets) {
+            for (stream, target) in streams.iter_mut().zip(&targets) {
                 let next = &next;
                 scope.spawn(move || {
                     loop {
@@ -40,10 +40,10 @@ pub fn copy_rate(device: Device, source: &[u8], room_bytes: u64) -> Result<Optio
                             break;
                         }
                         let at = index % n_places * n_bytes;
-                        pinned.bytes().copy_from_slice(&source[at..at + n_bytes]);
-                        pinned.send(n_bytes, target, 0);
+                        stream.bytes().copy_from_slice(&source[at..at + n_bytes]);
+                        stream.send(n_bytes, target, 0);
                     }
-                    pinned.wait();
+                    stream.wait();
                 });
             }
         });

@@ -4,7 +4,7 @@ use super::layout::{Layer, Matrix};
 use super::sweep::{Item, N_PROJECTIONS, Outcome, Sweep};
 use crate::Error;
 use expert_pool::{Pool, Projection};
-use ggml::{CopyStream, Pinned, Tensor};
+use ggml::{CopyStream, Tensor};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,8 +30,6 @@ pub(super) struct Shared {
     pub layers: Vec<Layer>,
     /// The stacks of each device, as bytes.
     pub stacks: Vec<Vec<Tensor>>,
-    /// By device.
-    pub streams: Vec<Arc<CopyStream>>,
     pub pool: Option<Arc<Pool>>,
     /// The session is asked to stop.
     pub stop: Arc<AtomicBool>,
@@ -40,10 +38,10 @@ pub(super) struct Shared {
     pub counted: Counted,
 }
 
-/// Copies until the sweep is over; `pinned` is memory for each device.
-pub(super) fn run(shared: &Shared, mut pinned: Vec<Pinned>) {
+/// Copies until the sweep is over, on a stream of its own for each device.
+pub(super) fn run(shared: &Shared, mut streams: Vec<CopyStream>) {
     while let Some(item) = shared.sweep.take() {
-        let done = catch_unwind(AssertUnwindSafe(|| copy(shared, &mut pinned, item)));
+        let done = catch_unwind(AssertUnwindSafe(|| copy(shared, &mut streams, item)));
         let outcome = match done {
             Ok(Ok(())) => Outcome::Arrived,
             Ok(Err(error)) => Outcome::Failed(error),
@@ -53,11 +51,11 @@ pub(super) fn run(shared: &Shared, mut pinned: Vec<Pinned>) {
     }
 }
 
-fn copy(shared: &Shared, pinned: &mut [Pinned], item: Item) -> Result<(), Error> {
+fn copy(shared: &Shared, streams: &mut [CopyStream], item: Item) -> Result<(), Error> {
     let layer = &shared.layers[item.layer];
     let stack = &shared.stacks[layer.device][layer.stack];
     let matrix = &layer.experts[item.expert][item.projection];
-    let pinned = &mut pinned[layer.device];
+    let stream = &mut streams[layer.device];
     let place = {
         let slots = shared.slots.lock().unwrap_or_else(|p| p.into_inner());
         slots.get(item.layer).and_then(|places| places[item.expert])
@@ -65,24 +63,24 @@ fn copy(shared: &Shared, pinned: &mut [Pinned], item: Item) -> Result<(), Error>
     if let (Some((group, slot)), Some(slots)) = (place, &layer.slots) {
         let of_slots = &slots.groups[group].stacks[item.projection];
         let from = (of_slots, slot * matrix.size);
-        shared.streams[layer.device].copy_within(from, (stack, matrix.offset), matrix.size);
+        stream.copy_within(from, (stack, matrix.offset), matrix.size);
         shared.counted.device_bytes.fetch_add(matrix.size as u64, Ordering::Relaxed);
     } else {
-        send(shared, pinned, layer, matrix, stack, item)?;
+        send(shared, stream, layer, matrix, stack, item)?;
         shared.counted.host_bytes.fetch_add(matrix.size as u64, Ordering::Relaxed);
     }
     if matrix.padding > 0 {
-        pinned.bytes()[..matrix.padding].fill(0);
-        pinned.send(matrix.padding, stack, matrix.offset + matrix.size);
+        stream.bytes()[..matrix.padding].fill(0);
+        stream.send(matrix.padding, stack, matrix.offset + matrix.size);
     }
-    pinned.wait();
+    stream.wait();
     Ok(())
 }
 
 /// Copies from the host.
 fn send(
     shared: &Shared,
-    pinned: &mut Pinned,
+    stream: &mut CopyStream,
     layer: &Layer,
     matrix: &Matrix,
     stack: &Tensor,
@@ -95,8 +93,8 @@ fn send(
                 return Err(Error::Stopped);
             }
             let n = CHUNK_BYTES.min(matrix.size - at);
-            tensor.read(first + at, &mut pinned.bytes()[..n]);
-            pinned.send(n, stack, matrix.offset + at);
+            tensor.read(first + at, &mut stream.bytes()[..n]);
+            stream.send(n, stack, matrix.offset + at);
         }
         return Ok(());
     }
@@ -112,8 +110,8 @@ fn send(
             if is_stopped {
                 return ControlFlow::Break(());
             }
-            pinned.bytes()[..piece.len()].copy_from_slice(piece);
-            pinned.send(piece.len(), stack, matrix.offset + at + number * CHUNK_BYTES);
+            stream.bytes()[..piece.len()].copy_from_slice(piece);
+            stream.send(piece.len(), stack, matrix.offset + at + number * CHUNK_BYTES);
         }
         ControlFlow::Continue(())
     })?;

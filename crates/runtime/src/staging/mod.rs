@@ -2,7 +2,7 @@
 //!
 //! In a large batch nearly every expert of a layer is chosen, so that copying all of a layer to its device pays. A device
 //! has two stacks, each with room for the experts of one layer, which its layers take in turns: while the device computes with
-//! one, copiers fill the other through pinned memory on a stream of its own. Experts that have a slot are copied on the
+//! one, copiers fill the other through pinned memory on streams of their own. Experts that have a slot are copied on the
 //! device, others from the host's memory or from the pool that they are streamed through.
 //!
 //! In the graph a layer's products take their operands from its stack, and the choice of experts from a gate: a node on
@@ -57,21 +57,19 @@ impl Planned {
     pub fn start(self, model: &Model, stop: Arc<AtomicBool>) -> Result<Staging, Error> {
         let Planned(layout) = self;
         let stacks = layout.allocate()?;
-        let streams = layout.devices.iter().map(|device| CopyStream::new(*device));
-        let streams = streams.collect::<Result<Vec<_>, _>>()?;
         let sweep = Sweep::new(layout.stops());
-        let Layout { layers, staged, .. } = layout;
+        let Layout { layers, staged, devices, .. } = layout;
         let pool = model.expert_pool().cloned();
         let slots = std::sync::Mutex::default();
         let counted = Counted::default();
-        let shared = Arc::new(Shared { sweep, layers, stacks, streams, pool, stop, slots, counted });
+        let shared = Arc::new(Shared { sweep, layers, stacks, pool, stop, slots, counted });
         let mut staging = Staging { shared, staged, copiers: Vec::new() };
         for number in 0..N_COPIERS {
-            let pinned = staging.shared.streams.iter().map(|stream| stream.pinned(CHUNK_BYTES));
-            let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
+            let streams = devices.iter().map(|device| CopyStream::new(*device, CHUNK_BYTES));
+            let streams = streams.collect::<Result<Vec<_>, _>>()?;
             let shared = Arc::clone(&staging.shared);
             let thread = std::thread::Builder::new().name(format!("staging{number}"));
-            let thread = thread.spawn(move || copier::run(&shared, pinned));
+            let thread = thread.spawn(move || copier::run(&shared, streams));
             staging.copiers.push(thread.map_err(|error| Error::Option {
                 option: "--stage-experts",
                 found: format!("no threads for copies to a GPU: {error}"),
