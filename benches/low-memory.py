@@ -15,8 +15,8 @@ difference is an error (exit code 1).
 
 Columns: "of the disk's limit" is the time that reading the misses takes at the bandwidth of the run, over the time of the run;
 "in the pool" the share of experts' bytes found in memory; "planned" what the plan expected of decoding, with the disk as measured
-before loading; "disk" the same with the disk as measured right before and after each repetition; "hits" with that and the
-hits that there were: what is left of the error then is the plan's own.
+before loading; "with this disk" the same with the disk as measured right before and after each repetition; "and these hits" with
+the hits that there were too: what is left of the error then is the plan's own.
 """
 
 import argparse
@@ -163,7 +163,7 @@ def row(limit: int, test: str, ours: Series, theirs: Series, resident: Series) -
         shown(ratio(speed, resident.speed())),
         percent(ours.median("streamed_of_disk_limit")) if is_decoding else "",
         percent(ours.median("streamed_hit_rate")),
-        shown(ours.median("streamed_bytes_per_token"), "{:.3g} B"),
+        shown((ours.median("streamed_bytes_per_token") or 0) / 1e6, "{:.0f} MB"),
         shown((ours.median("disk_bytes_per_second") or 0) / 1e9, "{:.2f} GB/s"),
         *[ours.planned(name) if is_decoding else "" for name in ("expected_ts", "expected_with_disk_ts", "expected_with_disk_and_hits_ts")],
         f"{max(ours.peaks) / 1e9:.2f} GB",
@@ -173,7 +173,7 @@ def row(limit: int, test: str, ours: Series, theirs: Series, resident: Series) -
 
 HEADS = [
     "limit", "test", "bruce-run", "llama-bench", "ratio", "all in memory", "share of it", "of the disk's limit", "in the pool",
-    "read a token", "disk", "planned", "disk", "hits", "peak",
+    "read for a token", "the disk gives", "planned", "with this disk", "and these hits", "peak",
 ]  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> int:
         command = [program, *(["bench"] if program == bruce else []), "-m", args.model, "-t", args.threads, "-r", repeats, "-o", "json"]
         return run([*command, *what, *more], limit, args.seconds)
 
-    version = subprocess.run([bruce, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run([bruce, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     print(f"`{args.model.name}`, {size / 1e9:.2f} GB, {args.threads} threads, {version}; {args.rounds} rounds of {args.repeats}\n")
     print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS), flush=True)
     resident = {test: Series() for test in tests}
