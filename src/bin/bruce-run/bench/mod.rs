@@ -300,7 +300,11 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
     }
     let mut tests = Vec::new();
     for model in models {
-        let usual = Kernels::for_weights(std::fs::metadata(model).map_or(0, |file| file.len()));
+        let usual = match args.expert_pool {
+            // ggml's kernels can't stream.
+            Some(_) => Kernels::Bruce,
+            None => Kernels::for_weights(std::fs::metadata(model).map_or(0, |file| file.len())),
+        };
         for load in &loads {
             let all = product(&n_batch, &n_ubatch);
             for ((n_batch, n_ubatch), (type_k, type_v)) in product(&all, &product(&type_k, &type_v)) {
