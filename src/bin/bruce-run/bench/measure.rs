@@ -135,6 +135,7 @@ impl<'a> Bench<'a> {
             n_expert_used: self.args.experts,
             kernels: Some(load.kernels),
             expert_pool_bytes: self.args.expert_pool,
+            expert_readers: self.args.expert_readers,
             placement: PlacementOptions {
                 n_gpu_layers: load.n_gpu_layers,
                 n_cpu_moe: load.n_cpu_moe,
@@ -179,7 +180,12 @@ impl Run<'_> {
             let n_tokens = self.outcome.samples.n_tokens;
             let disk = self.disk.as_ref().map_or(0.0, Disk::rate);
             let line = crate::streamed::line(&done, n_tokens as usize, time);
-            eprintln!("{}: {line}; {}/s by the disk before and after", self.test.name(), bytes(disk as u64));
+            eprintln!(
+                "{}: {line}; read by {}; {}/s by the disk before and after",
+                self.test.name(),
+                pool.readers(),
+                bytes(disk as u64)
+            );
             self.repetitions.push(Repetition { done, time, n_tokens, disk });
         }
         Ok(())
