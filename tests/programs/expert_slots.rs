@@ -58,6 +58,10 @@ fn slots_that_can_not_be_are_refused() {
     refused(&none, 1, &["--expert-slots", "no GPU"]);
     let uneven = run(with_device("64M").arg(&model).args(ask).arg("3,1"));
     refused(&uneven, 1, &["--expert-slots", "3 layers"]);
+    for flags in [&[][..], &["--dry-run"]] {
+        let many = run(with_device("64M").arg(&model).args(ask).arg("9").args(flags));
+        refused(&many, 1, &["--expert-slots: found 9, expected 0 to 4"]);
+    }
 }
 
 #[test]

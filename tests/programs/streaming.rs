@@ -116,7 +116,7 @@ fn a_file_cut_short_while_it_is_streamed_is_an_error_with_its_name() {
     let _ = reader.join();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let said = stderr(&output);
-    assert!(said.contains("model.gguf: tensor blk.") && said.contains("truncated while in use"), "{said}");
+    assert!(said.contains("model.gguf: tensor ") && said.contains("truncated while in use"), "{said}");
 }
 
 #[test]
@@ -222,4 +222,31 @@ fn a_device_that_is_too_small_beside_a_pool_says_what_is_needed() {
     refused(&output, 1, &["STANDIN0", "are needed for weights", "1.05 MB are free"]);
     let output = run(bruce_run().arg(&model).args(["--expert-pool", "1K", "-p", "Hi", "-no-cnv"]));
     refused(&output, 1, &["a pool of", "too small", "needs at least"]);
+}
+
+#[test]
+fn a_bench_tells_what_the_disk_gave_and_what_a_plan_with_that_expects() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text");
+    fs::write(&text, "In the beginning God created the heaven and the earth.").expect("written");
+    let mut command = bruce_run();
+    command.arg("bench").arg(&model).args(["-p", "0", "-n", "16", "-r", "2", "-t", "1", "-dev", "none"]);
+    command.args(["--expert-pool", &half(&model), "-o", "json", "-f"]).arg(&text);
+    let output = run(&mut command);
+    let told = stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("by the disk before and after") && told.contains("is read again"), "{told}");
+    let rows: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let number = |name: &str| rows[0][name].as_f64().unwrap_or_else(|| panic!("no {name} in {rows}"));
+    assert!((0.0..1.0).contains(&number("streamed_hit_rate")), "{rows}");
+    for name in ["streamed_bytes_per_token", "streamed_bytes_per_second", "disk_bytes_per_second"] {
+        assert!(number(name) > 0.0, "{name}: {rows}");
+    }
+    for name in ["expected_ts", "expected_with_disk_ts", "expected_with_disk_and_hits_ts"] {
+        assert!(number(name) > 0.0, "{name}: {rows}");
+    }
+
+    fs::write(&text, "").expect("written");
+    refused(&run(&mut command), 1, &["text", "found no tokens"]);
 }

@@ -301,3 +301,60 @@ fn widths(hparams: &HyperParams) -> (usize, usize) {
     let heads = hparams.n_head_kv as usize;
     (hparams.head_dim_k as usize * heads, hparams.head_dim_v as usize * heads)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than is read or written at once, and not all of it kept.
+    #[test]
+    fn cells_go_from_either_order_to_the_other() {
+        const DIM: usize = 64;
+        let (n_heads, n_cells, n_kept) = (2, 20_000, 18_000);
+        let device = ggml::stand_in::register(1, 64 << 20).expect("registered")[0];
+        let context = Context::new(3);
+        let make = |order: Order, place: BufferType| {
+            let cells = Cells::new(&context, "cells", Type::F32, (DIM, n_heads), n_cells, order);
+            let tensors = std::slice::from_ref(&cells.tensor);
+            Buffer::allocate(place, tensors, "a test").expect("room").clear(0);
+            cells
+        };
+        let saved = |cells: &Cells, n: usize| {
+            let mut bytes = Vec::new();
+            let append = |piece: &[u8]| {
+                bytes.extend_from_slice(piece);
+                Ok::<(), ()>(())
+            };
+            cells.save(n, append).expect("nothing fails");
+            bytes
+        };
+        let restore = |cells: &Cells, bytes: &[u8], n: usize, n_kept: usize| {
+            let mut rest = bytes;
+            let fill = |piece: &mut [u8]| {
+                let (now, later) = rest.split_at(piece.len());
+                piece.copy_from_slice(now);
+                rest = later;
+                Ok::<(), ()>(())
+            };
+            cells.restore(n, n_kept, fill).expect("nothing fails");
+            assert!(rest.is_empty(), "all is read");
+        };
+        let number = |cell: usize, head: usize, at: usize| ((cell * n_heads + head) * DIM + at) as f32;
+        let on_device = make(Order::ByToken, device.buffer_type());
+        let all = (0..n_cells * n_heads * DIM).map(|i| i as f32);
+        on_device.tensor.write_values(&all.collect::<Vec<f32>>());
+
+        let on_host = make(Order::ByHead, BufferType::cpu());
+        restore(&on_host, &saved(&on_device, n_cells), n_cells, n_kept);
+        let mut found = vec![0f32; n_cells * n_heads * DIM];
+        on_host.tensor.read_values(0, &mut found);
+        for (index, row) in found.chunks_exact(DIM).enumerate() {
+            let (head, cell) = (index / n_cells, index % n_cells);
+            let expected = |at| if cell < n_kept { number(cell, head, at) } else { 0.0 };
+            assert!(row.iter().enumerate().all(|(at, x)| *x == expected(at)), "head {head}, cell {cell}");
+        }
+        let again = make(Order::ByToken, device.buffer_type());
+        restore(&again, &saved(&on_host, n_kept), n_kept, n_kept);
+        assert!(saved(&again, n_kept) == saved(&on_host, n_kept));
+    }
+}

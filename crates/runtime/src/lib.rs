@@ -3,6 +3,7 @@
 pub mod bandwidth;
 mod batch;
 pub mod chat;
+mod embeddings;
 mod error;
 mod graph;
 pub mod kernels;

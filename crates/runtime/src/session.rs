@@ -11,7 +11,7 @@ use crate::routing::LayerRouting;
 use crate::saved_context;
 pub use crate::staging::StagingStatistics;
 use crate::staging::{Planned, Staging};
-use ggml::{Backend, Device, DeviceKind, Node, Scheduler, ThreadPool, Type};
+use ggml::{Backend, Device, DeviceKind, Node, Scheduler, Tensor, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
 use std::path::Path;
@@ -129,6 +129,8 @@ pub struct Session {
     current: Option<BatchGraph>,
     scheduler: Scheduler,
     cache: KvCache,
+    /// `[n_embd, n]`: the rows of a micro-batch, or the whole table.
+    embeddings: Tensor,
     model: Arc<Model>,
     staging: Result<Option<Staging>, Error>,
     options: SessionOptions,
@@ -198,6 +200,10 @@ impl Session {
 
         let cache = KvCache::new(hparams, model.placement(), n_ctx, type_k, type_v)?;
         let n_ubatch = (options.n_ubatch as usize).clamp(1, n_ctx);
+        let embeddings = match model.embeddings() {
+            Some(table) => table.rows(n_ubatch)?,
+            None => model.weights().token_embd.clone(),
+        };
         let graph_of = |n_tokens: usize, staging: Option<&Staging>| {
             let batches = Batches { model, options, has_staging: staging.is_some() };
             let shape = BatchShape {
@@ -211,7 +217,7 @@ impl Session {
                 by_slots: batches.use_slots(n_tokens),
                 staged: batches.are_staged(n_tokens).then(Default::default),
             };
-            graph::build(model, &cache, shape, staging).graph
+            graph::build(model, &cache, shape, staging, &embeddings).graph
         };
         let staged_from = options.stage_experts.least_tokens().filter(|n| options.offload && *n <= n_ubatch);
         let planned = staged_from.and_then(|_| Planned::new(model));
@@ -237,6 +243,7 @@ impl Session {
             current: None,
             scheduler,
             cache,
+            embeddings,
             model: Arc::clone(model),
             staging,
             options: SessionOptions { n_ubatch: n_ubatch as u32, ..options.clone() },
@@ -350,11 +357,15 @@ impl Session {
         for backend in self.scheduler.backends_mut() {
             backend.set_threads(pool);
         }
+        let rows = match self.model.embeddings() {
+            Some(table) => table.read(tokens, &self.embeddings)?,
+            None => tokens.iter().map(|id| *id as i32).collect(),
+        };
         let reusable = self.current.take().filter(|current| current.shape == shape);
         let current = match reusable {
             Some(current) => current,
             None => {
-                let built = graph::build(&self.model, &self.cache, shape, self.staging());
+                let built = graph::build(&self.model, &self.cache, shape, self.staging(), &self.embeddings);
                 self.scheduler.allocate(&built.graph)?;
                 built
             }
@@ -367,7 +378,7 @@ impl Session {
         if let Some(staging) = staging {
             staging.begin(current.n_staged, goes_on);
         }
-        self.fill_inputs(&current, tokens);
+        self.fill_inputs(&current, &rows);
         let done = match observer {
             None => self.scheduler.compute(&current.graph),
             Some(observer) => {
@@ -429,11 +440,12 @@ impl Session {
         self.routing.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn fill_inputs(&self, current: &BatchGraph, tokens: &[u32]) {
+    /// `rows` are those of the tokens among the embeddings.
+    fn fill_inputs(&self, current: &BatchGraph, rows: &[i32]) {
         let inputs = &current.inputs;
-        let n_tokens = tokens.len();
+        let n_tokens = rows.len();
         let positions = self.n_past..self.n_past + n_tokens;
-        inputs.tokens.write_values(&tokens.iter().map(|id| *id as i32).collect::<Vec<_>>());
+        inputs.tokens.write_values(rows);
         inputs.positions.write_values(&positions.clone().map(|p| p as i32).collect::<Vec<_>>());
         inputs.cells.write_values(&positions.clone().map(|p| p as i64).collect::<Vec<_>>());
         if let Some(mask) = &inputs.mask {

@@ -1,9 +1,12 @@
 //! How fast a file is read past the page cache, as experts are.
 //!
-//! Disks, those of virtual machines above all, are twice as fast in one second as in the next. So short samples are taken
-//! between other measurements, and their median counts.
+//! That depends on the memory too: a read into small pages is one piece for each, and virtual machines' disks were seen to give
+//! half as much then, differently from one second to the next. So this reads into large pages, as the pool of experts does.
+//! Short samples are taken between other measurements, and their median counts.
 
 use expert_pool::{N_READERS, open_direct};
+use gguf::Gguf;
+use memmap2::MmapMut;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -14,8 +17,8 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_millis(120);
 /// Bytes of a read: about what a part of an expert is read in.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// Direct reads go to memory of this alignment, which is enough for every disk.
-const ALIGNMENT: usize = 4096;
+/// Each reader has a large page of its own.
+const LARGE_PAGE: usize = 2 << 20;
 /// Neighbouring reads lie this many chunks apart, so that they don't ride on one another.
 const STRIDE: u64 = 61;
 
@@ -32,6 +35,8 @@ pub struct FileRate {
 #[derive(Debug)]
 pub struct FileMeter {
     file: File,
+    /// What is read to.
+    memory: MmapMut,
     is_direct: bool,
     /// Number of the next chunk.
     next: AtomicU64,
@@ -45,18 +50,34 @@ impl FileMeter {
     /// # Errors
     /// Where it can't be read.
     pub fn new(path: &Path) -> io::Result<FileMeter> {
-        let meter =
-            |file, is_direct| FileMeter { file, is_direct, next: AtomicU64::new(0), samples: Vec::new() };
+        let meter = |file, is_direct| -> io::Result<FileMeter> {
+            let (memory, next) = (large_pages()?, AtomicU64::new(0));
+            Ok(FileMeter { file, memory, is_direct, next, samples: Vec::new() })
+        };
         if let Ok(file) = open_direct(path) {
-            let mut direct = meter(file, true);
+            let mut direct = meter(file, true)?;
             // Some file systems open files so, and then can't read them.
             if direct.sample().is_ok() {
                 return Ok(direct);
             }
         }
-        let mut buffered = meter(File::open(path)?, false);
+        let mut buffered = meter(File::open(path)?, false)?;
         buffered.sample()?;
         Ok(buffered)
+    }
+
+    /// A meter for the file of a model; for the part of a split one that has most.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub fn of_model(gguf: &Gguf) -> io::Result<FileMeter> {
+        let largest = (0..gguf.parts().len()).max_by_key(|part| gguf.mapping(*part).len()).unwrap_or(0);
+        FileMeter::new(&gguf.parts()[largest])
+    }
+
+    /// Forgets all samples but the last `n`.
+    pub fn keep_last(&mut self, n: usize) {
+        self.samples.drain(..self.samples.len().saturating_sub(n));
     }
 
     /// Takes one more sample: bytes that several threads read from places all over the file.
@@ -65,16 +86,17 @@ impl FileMeter {
     /// Where it can't be read.
     pub fn sample(&mut self) -> io::Result<()> {
         let n_chunks = self.file.metadata()?.len() / CHUNK_BYTES;
+        let FileMeter { file, memory, next, .. } = self;
+        let skip = memory.as_ptr().align_offset(LARGE_PAGE).min(LARGE_PAGE);
+        let pages = memory[skip..].chunks_exact_mut(LARGE_PAGE);
         let start = Instant::now();
-        let read_some = || -> io::Result<u64> {
-            let mut memory = vec![0; CHUNK_BYTES as usize + ALIGNMENT];
-            let skip = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-            let chunk = &mut memory[skip..skip + CHUNK_BYTES as usize];
+        let read_some = |page: &mut [u8]| -> io::Result<u64> {
+            let chunk = &mut page[..CHUNK_BYTES as usize];
             let mut n_bytes = 0;
             while start.elapsed() < TIME {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                let index = next.fetch_add(1, Ordering::Relaxed);
                 let offset = index.wrapping_mul(STRIDE) % n_chunks.max(1) * CHUNK_BYTES;
-                match read_at(&self.file, chunk, offset)? {
+                match read_at(file, chunk, offset)? {
                     0 => break,
                     n => n_bytes += n as u64,
                 }
@@ -82,7 +104,9 @@ impl FileMeter {
             Ok(n_bytes)
         };
         let n_bytes = std::thread::scope(|scope| {
-            let readers: Vec<_> = (0..N_READERS).map(|_| scope.spawn(read_some)).collect();
+            let read_some = &read_some;
+            let readers: Vec<_> =
+                pages.take(N_READERS).map(|page| scope.spawn(move || read_some(page))).collect();
             readers.into_iter().map(|reader| reader.join().expect("no panic")).sum::<io::Result<u64>>()
         })?;
         self.samples.push(n_bytes as f64 / start.elapsed().as_secs_f64().max(1e-9));
@@ -93,6 +117,16 @@ impl FileMeter {
     pub fn rate(&self) -> FileRate {
         FileRate { bytes_per_second: median(&self.samples), is_direct: self.is_direct }
     }
+}
+
+/// Memory with a large page for each reader, where the system has such; it is there, and need not be cleared any more.
+fn large_pages() -> io::Result<MmapMut> {
+    let mut memory = MmapMut::map_anon((N_READERS + 1) * LARGE_PAGE)?;
+    // Advice only.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    memory.fill(1);
+    Ok(memory)
 }
 
 /// The middle one, or the mean of the two in the middle; 0 of none.
@@ -125,6 +159,8 @@ mod tests {
         let mut meter = FileMeter::new(&path).expect("read");
         meter.sample().expect("read again");
         assert!(meter.samples.len() == 2 && meter.rate().bytes_per_second > 1e5, "{meter:?}");
+        meter.keep_last(1);
+        assert_eq!(meter.rate().bytes_per_second, meter.samples[0]);
         std::fs::write(&path, [1, 2, 3]).expect("written");
         assert!(FileMeter::new(&path).expect("read").rate().bytes_per_second > 0.0);
         assert!(FileMeter::new(&directory.path().join("no file")).is_err());

@@ -46,7 +46,7 @@ pub(crate) struct BatchShape {
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
 pub(crate) struct Inputs {
-    /// `[n_tokens]`, I32.
+    /// `[n_tokens]`, I32: their rows among the embeddings.
     pub tokens: Tensor,
     /// `[n_tokens]`, I32.
     pub positions: Tensor,
@@ -88,12 +88,14 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
     256 + model.weights().layers.len() * (72 + used) + experts
 }
 
-/// Builds the graph for `shape`; `staging` is what staged experts are copied by.
+/// Builds the graph for `shape`; `staging` is what staged experts are copied by. `embeddings` has the rows that tokens are
+/// numbers of, `[n_embd, n]`.
 pub(crate) fn build(
     model: &Model,
     cache: &KvCache,
     shape: BatchShape,
     staging: Option<&Staging>,
+    embeddings: &Tensor,
 ) -> BatchGraph {
     let graph = Graph::new(max_nodes(model));
     let g = &graph;
@@ -117,7 +119,7 @@ pub(crate) fn build(
         outputs: (n_outputs > 0 && n_outputs < n_tokens).then(|| g.input("outputs", Type::I32, &[n_outputs])),
     };
 
-    let mut x = g.get_rows(&weights.token_embd, &inputs.tokens); // [n_embd, n_tokens]
+    let mut x = g.get_rows(embeddings, &inputs.tokens); // [n_embd, n_tokens]
     let last = weights.layers.len() - 1;
     let mut watch = routing::Watch::new(kernels);
     for (index, layer) in weights.layers.iter().enumerate() {

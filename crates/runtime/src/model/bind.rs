@@ -67,6 +67,8 @@ pub(super) struct Binder<'a> {
     pub slots: Vec<(BufferType, Arc<LayerSlots>)>,
     /// Layers whose experts are streamed, in order.
     pub streamed: Vec<LayerSource>,
+    /// Token embeddings that are read row by row.
+    pub embeddings: Option<&'a TensorInfo>,
 }
 
 impl<'a> Binder<'a> {
@@ -81,12 +83,13 @@ impl<'a> Binder<'a> {
         let slots = hparams.n_layer as usize * (5 * hparams.n_expert as usize + 1);
         let context = Context::new(4 * gguf.tensors().len() + slots + 9);
         let (pending, tables, slots, streamed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Binder { gguf, hparams, placement, options, context, pending, tables, slots, streamed }
+        let embeddings = None;
+        Binder { gguf, hparams, placement, options, context, pending, tables, slots, streamed, embeddings }
     }
 
     /// Handles for all roles.
     pub fn weights(&mut self) -> Result<Weights, Error> {
-        let token_embd = self.matrix(TensorId::global(TensorRole::TokenEmbd), Use::Elements)?;
+        let token_embd = self.token_embeddings()?;
         let output_norm = self.vector(TensorId::global(TensorRole::OutputNorm))?;
         let output = self.output(&token_embd)?;
         let rope_freqs = TensorId::global(TensorRole::RopeFreqs);
@@ -94,6 +97,20 @@ impl<'a> Binder<'a> {
         let layers = (0..self.hparams.n_layer).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
         let anchor = (!self.streamed.is_empty()).then(|| self.anchor());
         Ok(Weights { token_embd, output_norm, output, rope_freqs, anchor, layers })
+    }
+
+    /// The table of embeddings; a handle without data where experts are streamed and the table isn't the output matrix too.
+    fn token_embeddings(&mut self) -> Result<Tensor, Error> {
+        let id = TensorId::global(TensorRole::TokenEmbd);
+        let is_tied = self.find(&TensorId::global(TensorRole::Output)).is_none();
+        let on_host = self.placement.place(&id.name(), &id) == BufferType::cpu();
+        if is_tied || !on_host || self.options.expert_pool_bytes.is_none() {
+            return self.matrix(id, Use::Elements);
+        }
+        let info = self.checked(&id)?;
+        self.check_computable(info)?;
+        self.embeddings = Some(info);
+        Ok(self.context.tensor(&info.name, Type::from_id(info.ty.id())?, &extents(info)))
     }
 
     /// The output matrix; where the file has none, the token embeddings serve, in a copy of their own if the output is

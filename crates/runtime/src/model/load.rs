@@ -3,6 +3,7 @@
 use super::bind::{Binder, Pending, Piece, Table};
 use super::{LoadProgress, ModelOptions, Weights, stream};
 use crate::Error;
+use crate::embeddings::Embeddings;
 use crate::memory::Free;
 use crate::residency::Placement;
 use crate::slots::LayerSlots;
@@ -21,6 +22,8 @@ pub(super) struct Loaded {
     pub slots: Vec<Arc<LayerSlots>>,
     /// Where streamed experts come from.
     pub expert_pool: Option<Arc<Pool>>,
+    /// Token embeddings that stay in the file.
+    pub embeddings: Option<Embeddings>,
 }
 
 pub(super) fn load(
@@ -56,7 +59,8 @@ pub(super) fn load(
     let expert_pool = options.expert_pool_bytes.filter(|_| !binder.streamed.is_empty());
     let expert_pool = expert_pool.map(pool).transpose()?;
     let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();
-    Ok(Loaded { weights, sizes, slots, expert_pool })
+    let embeddings = binder.embeddings.map(|table| Embeddings::new(Files::open(gguf.parts())?, table));
+    Ok(Loaded { weights, sizes, slots, expert_pool, embeddings: embeddings.transpose()? })
 }
 
 /// Bytes that are copied before the file's pages are let go of, so that weights are not in memory twice.

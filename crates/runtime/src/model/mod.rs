@@ -7,6 +7,7 @@ mod slots;
 mod stream;
 
 use crate::Error;
+use crate::embeddings::Embeddings;
 use crate::kernels::{self, Kernels};
 use crate::residency::{Placement, PlacementOptions};
 use crate::slots::{Bytes, LayerSlots, SlotCache};
@@ -103,6 +104,7 @@ pub struct Model {
     kernels: Kernels,
     slots: Option<Arc<SlotCache>>,
     expert_pool: Option<Arc<Pool>>,
+    embeddings: Option<Embeddings>,
 }
 
 /// What is read and multiplied for one token.
@@ -116,7 +118,7 @@ pub struct Work {
 
 /// The weights by role.
 pub(crate) struct Weights {
-    /// `[n_embd, n_vocab]`.
+    /// `[n_embd, n_vocab]`; without data where [`Model::embeddings`] reads its rows.
     pub token_embd: Tensor,
     /// `[n_embd]`.
     pub output_norm: Tensor,
@@ -268,6 +270,7 @@ impl Model {
             kernels,
             slots,
             expert_pool: loaded.expert_pool,
+            embeddings: loaded.embeddings,
         }))
     }
 
@@ -365,6 +368,11 @@ impl Model {
     /// Where experts come from that are read when tokens take them; `None` where none are.
     pub fn expert_pool(&self) -> Option<&Arc<Pool>> {
         self.expert_pool.as_ref()
+    }
+
+    /// What reads the rows of the token embeddings, where these stay in the file.
+    pub(crate) fn embeddings(&self) -> Option<&Embeddings> {
+        self.embeddings.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -94,6 +94,9 @@ impl Plan {
     ) -> Result<Plan, Error> {
         ggml::load_backends()?;
         let hparams = HyperParams::from_gguf(gguf)?;
+        if let Some(slots) = &model.placement.expert_slots {
+            slots.check(&hparams)?;
+        }
         let mut survey = Survey::new(gguf, model, budget)?;
         let mut decided = decided(&hparams, gguf, model, session);
         let mut grain = grain(gguf, model, survey.kernels);
@@ -162,6 +165,13 @@ impl Plan {
     /// [`budget::with_more`].
     pub fn with_more(&self, extra_bytes: u64) -> (Option<f64>, Option<f64>) {
         budget::with_more(&self.demand, &self.machine, &self.decided, self.grain, extra_bytes)
+    }
+
+    /// Tokens per second where the file gives `file_bytes_per_second`, and a share of `hits`, 0 to 1, of the experts that the
+    /// host computes is found in memory: to tell, once that was measured, what of a plan's error is its own.
+    pub fn tokens_per_second_with(&self, file_bytes_per_second: f64, hits: Option<f64>) -> f64 {
+        let machine = Machine { file_bytes_per_second, ..self.machine };
+        1.0 / self.outlook.time_with(&self.demand, &machine, hits).total()
     }
 
     /// Whether devices have some of a layer's experts and not the others.
@@ -320,7 +330,9 @@ fn demand(
     let n_devices = survey.devices.len();
     let least = session.stage_experts.least_tokens().unwrap_or(usize::MAX);
     let n_stacks = if session.n_ubatch as usize >= least { N_STACKS * n_devices } else { 0 };
+    let n_rows = u64::from(session.n_ubatch).min(n_cells as u64);
     Ok(Demand {
+        rows_bytes: (demand.table_bytes / u64::from(hparams.n_vocab.max(1))).saturating_mul(n_rows),
         stack_bytes: n_stacks as u64 * stack_bytes(&demand),
         pinned_bytes: pinned_bytes(n_devices),
         cache_bytes: kv_cache::layer_bytes(hparams, n_cells, session)?,

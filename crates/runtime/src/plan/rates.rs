@@ -58,9 +58,8 @@ impl Rates {
         // What is mapped is measured where it lies: how fast that is read depends on the pages it happens to be in.
         let fits = gguf.tensors().iter().map(|t| t.size).sum::<u64>() <= survey.memory_bytes;
         let is_mapped = model.use_mmap && model.expert_pool_bytes.is_none() && layouts.is_empty() && fits;
-        let path = &gguf.parts()[largest_part(gguf)];
-        let fail = |source| Error::Read { path: path.clone(), source };
-        let mut meter = FileMeter::new(path).map_err(fail)?;
+        let fail = |source| Error::Read { path: gguf.path().to_owned(), source };
+        let mut meter = FileMeter::of_model(gguf).map_err(fail)?;
         let mut on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
             let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
             let multiplier =
@@ -154,11 +153,6 @@ fn together(parts: &[(f64, f64)]) -> f64 {
     let whole: f64 = parts.iter().map(|(part, _)| part).sum();
     let time: f64 = parts.iter().map(|(part, rate)| part / rate).sum();
     if time > 0.0 { EFFICIENCY * whole / time } else { 1.0 }
-}
-
-/// The part of a split file that has most.
-fn largest_part(gguf: &Gguf) -> usize {
-    (0..gguf.parts().len()).max_by_key(|part| gguf.mapping(*part).len()).unwrap_or(0)
 }
 
 #[cfg(test)]

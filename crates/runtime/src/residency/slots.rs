@@ -27,6 +27,44 @@ impl ExpertSlots {
             ExpertSlots::Experts(experts) => experts.get(layer as usize).cloned().unwrap_or_default(),
         }
     }
+
+    /// Refuses what the model has no layers or experts for.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub(crate) fn check(&self, hparams: &HyperParams) -> Result<(), Error> {
+        if !hparams.is_moe() {
+            return wrong("a model without experts".to_owned(), "a model with experts".to_owned());
+        }
+        let (n_layer, n_expert) = (hparams.n_layer as usize, hparams.n_expert);
+        let (n_given, most) = match self {
+            ExpertSlots::Uniform(n) => (n_layer, Some(n)),
+            ExpertSlots::PerLayer(counts) => (counts.len(), counts.iter().max()),
+            ExpertSlots::Experts(experts) => (experts.len(), None),
+        };
+        if n_given != n_layer {
+            return wrong(format!("{n_given} numbers"), format!("one, or one for each of {n_layer} layers"));
+        }
+        if let Some(most) = most.filter(|most| **most > n_expert) {
+            return wrong(most.to_string(), format!("0 to {n_expert}, the experts of a layer"));
+        }
+        for layer in 0..hparams.n_layer {
+            let mut experts = self.of_layer(layer, n_expert);
+            experts.sort_unstable();
+            let twice = experts.windows(2).any(|pair| pair[0] == pair[1]);
+            if twice || experts.last().is_some_and(|last| *last >= n_expert) {
+                return wrong(
+                    format!("experts {experts:?} of layer {layer}"),
+                    format!("each of 0 to {} at most once", n_expert - 1),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wrong(found: String, expected: String) -> Result<(), Error> {
+    Err(Error::Option { option: "--expert-slots", found, expected })
 }
 
 /// Refuses what does not fit the model or contradicts other options.
@@ -37,31 +75,8 @@ pub(super) fn check(
     options: &PlacementOptions,
     n_devices: usize,
 ) -> Result<(), Error> {
-    let wrong =
-        |found: String, expected: String| Err(Error::Option { option: "--expert-slots", found, expected });
-    if !hparams.is_moe() {
-        return wrong("a model without experts".to_owned(), "a model with experts".to_owned());
-    }
-    let (n_layer, n_expert) = (hparams.n_layer as usize, hparams.n_expert);
-    let n_given = match slots {
-        ExpertSlots::Uniform(_) => n_layer,
-        ExpertSlots::PerLayer(counts) => counts.len(),
-        ExpertSlots::Experts(experts) => experts.len(),
-    };
-    if n_given != n_layer {
-        return wrong(format!("{n_given} numbers"), format!("one, or one for each of {n_layer} layers"));
-    }
-    for layer in 0..hparams.n_layer {
-        let mut experts = slots.of_layer(layer, n_expert);
-        experts.sort_unstable();
-        let twice = experts.windows(2).any(|pair| pair[0] == pair[1]);
-        if twice || experts.last().is_some_and(|last| *last >= n_expert) {
-            return wrong(
-                format!("experts {experts:?} of layer {layer}"),
-                format!("each of 0 to {} at most once", n_expert - 1),
-            );
-        }
-    }
+    slots.check(hparams)?;
+    let n_expert = hparams.n_expert;
     if n_devices == 0 && (0..hparams.n_layer).any(|layer| !slots.of_layer(layer, n_expert).is_empty()) {
         return wrong("no GPU that they could be on".to_owned(), "one (see bruce-run devices)".to_owned());
     }

@@ -266,6 +266,10 @@ fn what_contradicts_itself_is_refused() {
     let on = |slots| options(&device, Kernels::Bruce, slots);
     let text = refused(&on(ExpertSlots::PerLayer(vec![1, 2])));
     assert_eq!(text, "--expert-slots: found 2 numbers, expected one, or one for each of 3 layers");
+    for slots in [ExpertSlots::Uniform(9), ExpertSlots::PerLayer(vec![1, 9, 2])] {
+        let text = refused(&on(slots));
+        assert_eq!(text, "--expert-slots: found 9, expected 0 to 4, the experts of a layer");
+    }
     for experts in [vec![4], vec![1, 1]] {
         let text = refused(&on(ExpertSlots::Experts(vec![experts, vec![], vec![]])));
         assert!(text.contains("layer 0") && text.contains("0 to 3"), "{text}");

@@ -228,7 +228,8 @@ fn a_file_truncated_while_it_is_used_is_an_error_and_not_for_ever() {
         let error = session.decode(&prompt(&model), Logits::Last).expect_err("most experts are gone");
         let text = error.to_string();
         assert!(matches!(error, Error::ExpertPool(_)) && text.contains("truncated"), "{text}");
-        assert!(text.contains(&file.path.display().to_string()) && text.contains("blk."), "{text}");
+        assert!(text.contains(&file.path.display().to_string()), "{text}");
+        assert!(text.contains("token_embd.weight") || text.contains("blk."), "{text}");
         assert_eq!(session.n_past(), n_past);
     }
     std::fs::write(&file.path, &whole).expect("written");

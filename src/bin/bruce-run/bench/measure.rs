@@ -1,12 +1,15 @@
 //! One test: what is computed, how often, and how long it took.
 
 use super::stats::Samples;
+use super::streaming::{Disk, Repetition, Streamed};
+use super::tokens::Tokens;
 use super::{Args, Load, Test};
 use crate::plan::{self, BudgetArgs};
 use anyhow::Context;
+use bruce::size::bytes;
 use runtime::bandwidth::Memory;
 use runtime::model::{Model, ModelOptions};
-use runtime::plan::Measure;
+use runtime::plan::{Measure, Plan};
 use runtime::residency::{ExpertSlots, PlacementOptions};
 use runtime::session::{Logits, Session, SessionOptions};
 use runtime::slots::SlotStatistics;
@@ -19,15 +22,14 @@ pub struct Bench<'a> {
     args: &'a Args,
     loaded: Vec<Loaded>,
     memory: Option<Memory>,
-    tokens: RandomTokens,
 }
 
 struct Loaded {
     path: PathBuf,
     load: Load,
     model: Arc<Model>,
-    /// Single tokens a second that its plan expects.
-    expected: Option<f64>,
+    /// How it was planned, where budgets are given and bandwidths were measured.
+    plan: Option<Arc<Plan>>,
 }
 
 /// What a test brought.
@@ -42,6 +44,19 @@ pub struct Outcome {
     pub expected: Option<f64>,
     /// What experts in slots did in the last of them; `None` where there are none.
     pub slots: Option<SlotStatistics>,
+    /// What was read of experts; `None` where all are in memory.
+    pub streamed: Option<Streamed>,
+}
+
+/// A test under way.
+struct Run<'a> {
+    test: &'a Test,
+    session: Session,
+    tokens: Tokens,
+    outcome: Outcome,
+    plan: Option<Arc<Plan>>,
+    disk: Option<Disk>,
+    repetitions: Vec<Repetition>,
 }
 
 impl<'a> Bench<'a> {
@@ -51,7 +66,7 @@ impl<'a> Bench<'a> {
     /// Where there is no memory to measure reading with.
     pub fn new(args: &'a Args) -> Result<Self, anyhow::Error> {
         let memory = (!args.kernels.is_empty()).then(Memory::new).transpose().context("memory test")?;
-        Ok(Bench { args, loaded: Vec::new(), memory, tokens: RandomTokens(0x9e37_79b9_7f4a_7c15) })
+        Ok(Bench { args, loaded: Vec::new(), memory })
     }
 
     /// Runs tests on one file in turns: each once uncounted, then all as often as asked for.
@@ -73,54 +88,47 @@ impl<'a> Bench<'a> {
                 type_v: test.type_v,
                 ..SessionOptions::default()
             };
-            let (model, expected) = self.model(&test.model, &test.load, &mut options)?;
-            let mut session = Session::new(&model, &options).map_err(crate::advise)?;
+            let (model, plan) = self.model(&test.model, &test.load, &mut options)?;
+            let session = Session::new(&model, &options).map_err(crate::advise)?;
             std::thread::sleep(Duration::from_secs(self.args.delay));
-            if !self.args.no_warmup {
-                self.prompt(&mut session, test.n_prompt, test.n_batch)?;
-                self.generate(&mut session, test.n_gen.min(1))?;
-            }
-            session.truncate(0);
-            self.prompt(&mut session, test.n_depth, test.n_batch)?;
+            let tokens = Tokens::new(self.args.file.as_deref(), &model)?;
+            warn_of_repeated(&tokens, test, self.args.repetitions);
+            let disk = model.expert_pool().map(|_| Disk::new(model.gguf())).transpose();
+            let disk = disk.with_context(|| test.model.display().to_string())?;
             let samples = Samples { n_tokens: test.n_prompt + test.n_gen, times: Vec::new() };
-            let slots = statistics(&model);
-            runs.push((test, session, Outcome { model, samples, read_rate: 0.0, expected, slots }));
+            let expected = plan.as_ref().map(|plan| plan.outlook.tokens_per_second());
+            let (slots, streamed) = (statistics(&model), None);
+            let outcome = Outcome { model, samples, read_rate: 0.0, expected, slots, streamed };
+            let mut run = Run { test, session, tokens, outcome, plan, disk, repetitions: Vec::new() };
+            if !self.args.no_warmup {
+                run.prompt(test.n_prompt)?;
+                run.generate(test.n_gen.min(1))?;
+            }
+            run.session.truncate(0);
+            run.prompt(test.n_depth)?;
+            runs.push(run);
         }
         for _ in 0..self.args.repetitions {
-            for (test, session, outcome) in &mut runs {
-                session.truncate(test.n_depth as usize);
-                let before = statistics(&outcome.model);
-                let streamed = outcome.model.expert_pool().map(|pool| pool.statistics());
-                let start = Instant::now();
-                self.prompt(session, test.n_prompt, test.n_batch)?;
-                self.generate(session, test.n_gen)?;
-                outcome.samples.times.push(start.elapsed());
-                if let (Some(pool), Some(before)) = (outcome.model.expert_pool(), streamed) {
-                    let done = pool.statistics().since(&before);
-                    let time = *outcome.samples.times.last().expect("just measured");
-                    let n_tokens = outcome.samples.n_tokens as usize;
-                    let line = crate::streamed::line(&done, n_tokens, time);
-                    eprintln!("{}: {line}; read by {}", test.name(), pool.readers());
-                }
-                outcome.slots =
-                    statistics(&outcome.model).zip(before).map(|(now, before)| now.since(&before));
+            for run in &mut runs {
+                run.repeat()?;
                 if let Some(memory) = &self.memory {
-                    outcome.read_rate = outcome.read_rate.max(memory.read_rate(test.n_threads));
+                    let rate = memory.read_rate(run.test.n_threads);
+                    run.outcome.read_rate = run.outcome.read_rate.max(rate);
                 }
             }
         }
-        Ok(runs.into_iter().map(|(_, _, outcome)| outcome).collect())
+        Ok(runs.into_iter().map(Run::finish).collect())
     }
 
-    /// The model, and the speed that its plan expects where budgets are given.
+    /// The model, and its plan where budgets are given.
     fn model(
         &mut self,
         path: &Path,
         load: &Load,
         session: &mut SessionOptions,
-    ) -> Result<(Arc<Model>, Option<f64>), anyhow::Error> {
+    ) -> Result<(Arc<Model>, Option<Arc<Plan>>), anyhow::Error> {
         if let Some(known) = self.loaded.iter().find(|known| known.path == path && known.load == *load) {
-            return Ok((Arc::clone(&known.model), known.expected));
+            return Ok((Arc::clone(&known.model), known.plan.clone()));
         }
         let mut options = ModelOptions {
             use_mmap: load.use_mmap,
@@ -140,34 +148,86 @@ impl<'a> Bench<'a> {
             },
             ..ModelOptions::default()
         };
-        let budget = BudgetArgs { vram: load.vram, ram: load.ram, trace: None };
-        let is_given = load.vram.is_some() || load.ram.is_some();
+        let budget = BudgetArgs { vram: load.vram, ram: load.ram, trace: self.args.trace.clone() };
+        let is_given = load.vram.is_some() || load.ram.is_some() || self.args.expert_pool.is_some();
         let measure = if is_given { Measure::Always } else { Measure::Never };
         let plan = plan::follow(path, &mut options, &budget, session, measure)?;
-        let expected = plan.filter(|plan| plan.is_measured).map(|plan| plan.outlook.tokens_per_second());
+        let plan = plan.filter(|plan| plan.is_measured).map(Arc::new);
         let model = Model::load(path, &options, &mut ()).map_err(crate::advise)?;
         let (path, load) = (path.to_owned(), load.clone());
-        self.loaded.push(Loaded { path, load, model: Arc::clone(&model), expected });
-        Ok((model, expected))
+        self.loaded.push(Loaded { path, load, model: Arc::clone(&model), plan: plan.clone() });
+        Ok((model, plan))
+    }
+}
+
+impl Run<'_> {
+    /// Does it once, and notes how long it took.
+    fn repeat(&mut self) -> Result<(), anyhow::Error> {
+        let model = Arc::clone(&self.outcome.model);
+        self.session.truncate(self.test.n_depth as usize);
+        self.sample_disk()?;
+        let slots = statistics(&model);
+        let streamed = model.expert_pool().map(|pool| pool.statistics());
+        let start = Instant::now();
+        self.prompt(self.test.n_prompt)?;
+        self.generate(self.test.n_gen)?;
+        let time = start.elapsed();
+        self.outcome.samples.times.push(time);
+        self.outcome.slots = statistics(&model).zip(slots).map(|(now, before)| now.since(&before));
+        if let (Some(pool), Some(before)) = (model.expert_pool(), streamed) {
+            let done = pool.statistics().since(&before);
+            self.sample_disk()?;
+            let n_tokens = self.outcome.samples.n_tokens;
+            let disk = self.disk.as_ref().map_or(0.0, Disk::rate);
+            let line = crate::streamed::line(&done, n_tokens as usize, time);
+            eprintln!(
+                "{}: {line}; read by {}; {}/s by the disk before and after",
+                self.test.name(),
+                pool.readers(),
+                bytes(disk as u64)
+            );
+            self.repetitions.push(Repetition { done, time, n_tokens, disk });
+        }
+        Ok(())
     }
 
-    /// Reads random tokens in batches; a text begins with the BOS token where the model wants one.
-    fn prompt(&mut self, session: &mut Session, n_tokens: u32, n_batch: u32) -> Result<(), runtime::Error> {
-        let model = Arc::clone(session.model());
-        let mut ids: Vec<u32> = self.tokens.take(model.hparams().n_vocab).take(n_tokens as usize).collect();
-        if let (0, Some(first), Some(bos)) = (session.n_past(), ids.first_mut(), begins_with(&model)) {
+    fn sample_disk(&mut self) -> Result<(), anyhow::Error> {
+        let sampled = self.disk.as_mut().map_or(Ok(()), Disk::sample);
+        sampled.with_context(|| self.test.model.display().to_string())
+    }
+
+    fn finish(self) -> Outcome {
+        let streamed = Streamed::of(&self.repetitions, self.plan.as_deref());
+        Outcome { streamed, ..self.outcome }
+    }
+
+    /// Reads tokens in batches; a text begins with the BOS token where the model wants one.
+    fn prompt(&mut self, n_tokens: u32) -> Result<(), runtime::Error> {
+        let model = Arc::clone(self.session.model());
+        let mut ids = self.tokens.take(n_tokens, model.hparams().n_vocab);
+        if let (0, Some(first), Some(bos)) = (self.session.n_past(), ids.first_mut(), begins_with(&model)) {
             *first = bos;
         }
-        ids.chunks(n_batch as usize).try_for_each(|batch| session.decode(batch, Logits::Last))
+        let mut batches = ids.chunks(self.test.n_batch as usize);
+        batches.try_for_each(|batch| self.session.decode(batch, Logits::Last))
     }
 
-    /// Reads random tokens one by one, with logits, as if each had been chosen.
-    fn generate(&mut self, session: &mut Session, n_tokens: u32) -> Result<(), runtime::Error> {
-        let n_vocab = session.model().hparams().n_vocab;
-        self.tokens
-            .take(n_vocab)
-            .take(n_tokens as usize)
-            .try_for_each(|id| session.decode(&[id], Logits::Last))
+    /// Reads tokens one by one, with logits, as if each had been chosen.
+    fn generate(&mut self, n_tokens: u32) -> Result<(), runtime::Error> {
+        let ids = self.tokens.take(n_tokens, self.session.model().hparams().n_vocab);
+        ids.iter().try_for_each(|id| self.session.decode(&[*id], Logits::Last))
+    }
+}
+
+/// Says so where a text is too short for a test: what repeats itself is found in caches more often.
+fn warn_of_repeated(tokens: &Tokens, test: &Test, n_repetitions: u32) {
+    let each = u64::from(test.n_prompt + test.n_gen);
+    let all = each * (u64::from(n_repetitions) + 1) + u64::from(test.n_depth);
+    if let Some(period) = tokens.period().filter(|period| (*period as u64) < all) {
+        eprintln!(
+            "note: {}: the text has {period} tokens and is read again after these, up to {all}",
+            test.name()
+        );
     }
 }
 
@@ -177,35 +237,4 @@ fn statistics(model: &Model) -> Option<SlotStatistics> {
 
 fn begins_with(model: &Model) -> Option<u32> {
     model.tokenizer().bos().filter(|_| model.tokenizer().adds_bos())
-}
-
-/// Token ids that follow no pattern, the same in each run (xorshift64*). Which ids they are matters where experts are
-/// chosen by them: repeated tokens would flatter every cache.
-struct RandomTokens(u64);
-
-impl RandomTokens {
-    fn take(&mut self, n_vocab: u32) -> impl Iterator<Item = u32> + '_ {
-        std::iter::repeat_with(move || {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-            (high % u64::from(n_vocab.max(1))) as u32
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::RandomTokens;
-
-    #[test]
-    fn tokens_stay_in_the_vocabulary_and_differ() {
-        let tokens: Vec<u32> = RandomTokens(1).take(1000).take(500).collect();
-        assert!(tokens.iter().all(|id| *id < 1000));
-        let mut distinct = tokens.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        assert!(distinct.len() > 300, "{} distinct", distinct.len());
-    }
 }

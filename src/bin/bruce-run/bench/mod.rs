@@ -5,6 +5,8 @@ mod limits;
 mod measure;
 mod report;
 mod stats;
+mod streaming;
+mod tokens;
 
 use crate::cli::context::{Switch, switch_parser};
 use crate::cli::model::{Overrides, gpu_layers, kernels_parser, tensor_overrides};
@@ -12,7 +14,7 @@ use crate::cli::values::{cache_type, int_list, int_pair, size};
 use crate::print;
 use bruce::exit::{UsageError, with_hint};
 use quants::TensorType;
-use report::{Format, Report};
+use report::{Columns, Format, Report};
 use runtime::Kernels;
 use runtime::residency::GpuLayers;
 use std::path::PathBuf;
@@ -26,6 +28,8 @@ Examples:
   bruce-run bench a.gguf b.gguf -pg 512,128 -r 10 -o json
   bruce-run bench model.gguf --vram 4G,6G,8G --kernels bruce
       each budget, with the speed that the plan for it expects
+  bruce-run bench model.gguf --ram 8G -p 0 -f text.txt -o json
+      experts that are read from the file: hits, bytes, the disk, and what a plan with these figures expects
   bruce-run bench model.gguf --kernels bruce,ggml
       both in turns, with what each reaches of the machine's limits";
 
@@ -113,6 +117,10 @@ pub struct Args {
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = size)]
     ram: Vec<u64>,
 
+    /// How often experts are taken, from `bruce-run trace -o FILE`: budgets are planned with it
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
     /// Map the file (1) or copy it into memory (0) [-mmp, default: 1]
     #[arg(long, alias = "mmp", value_name = "0|1", value_delimiter = ',', value_parser = clap::builder::BoolishValueParser::new())]
     mmap: Vec<bool>,
@@ -129,6 +137,10 @@ pub struct Args {
     /// what was read is told on stderr
     #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
     expert_pool: Option<u64>,
+
+    /// Compute the tokens of this text instead of random ones, for tests in which it matters which experts are taken
+    #[arg(short = 'f', long, value_name = "FILE")]
+    file: Option<PathBuf>,
 
     /// Who reads experts: auto, threads, threads:N, io_uring:N
     #[arg(long, hide = true, value_name = "WHO", env = "BRUCE_EXPERT_READERS", default_value = "auto", value_parser = crate::cli::values::readers)]
@@ -198,7 +210,8 @@ struct Load {
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let tests = tests(args)?;
     ggml::load_backends()?;
-    let mut report = Report::new(args.output, &tests, !args.kernels.is_empty());
+    let columns = Columns { limits: !args.kernels.is_empty(), pool: args.expert_pool.is_some() };
+    let mut report = Report::new(args.output, &tests, columns);
     print(&report.header())?;
     let mut bench = measure::Bench::new(args)?;
     for (i, tests) in tests.chunk_by(Test::differ_in_kernels_only).enumerate() {
@@ -291,7 +304,11 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
     }
     let mut tests = Vec::new();
     for model in models {
-        let usual = Kernels::for_weights(std::fs::metadata(model).map_or(0, |file| file.len()));
+        let usual = match args.expert_pool {
+            // ggml's kernels can't stream.
+            Some(_) => Kernels::Bruce,
+            None => Kernels::for_weights(std::fs::metadata(model).map_or(0, |file| file.len())),
+        };
         for load in &loads {
             let all = product(&n_batch, &n_ubatch);
             for ((n_batch, n_ubatch), (type_k, type_v)) in product(&all, &product(&type_k, &type_v)) {

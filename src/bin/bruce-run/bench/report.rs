@@ -4,6 +4,7 @@ use super::calendar::utc;
 use super::limits::{Reached, reached};
 use super::measure::Outcome;
 use super::stats::{deviation, mean, median};
+use super::streaming::Streamed;
 use super::{Switch, Test};
 use clap::ValueEnum;
 use runtime::Kernels;
@@ -33,14 +34,22 @@ pub struct Report {
     n_rows: usize,
 }
 
+/// Which columns a table has besides those that its tests ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Columns {
+    /// What was reached of the machine's limits.
+    pub limits: bool,
+    /// What a pool of experts did, whatever the budgets.
+    pub pool: bool,
+}
+
 /// A column of the Markdown table: heading, least width (negative: to the left), and what it shows.
 struct Column(&'static str, i32, fn(&Test, &Outcome) -> String);
 
 impl Report {
     /// A report on these tests: columns that never differ from the default are left out of a table.
-    /// `with_limits` adds what was reached of the machine's limits.
-    pub fn new(format: Format, tests: &[Test], with_limits: bool) -> Self {
-        Report { format, columns: columns(tests, with_limits), n_rows: 0 }
+    pub fn new(format: Format, tests: &[Test], besides: Columns) -> Self {
+        Report { format, columns: columns(tests, besides), n_rows: 0 }
     }
 
     /// What comes before the first row.
@@ -113,7 +122,7 @@ fn cell(text: &str, width: i32) -> String {
 }
 
 /// The columns that say something: those of every table, and those whose values differ or are not the default.
-fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
+fn columns(tests: &[Test], besides: Columns) -> Vec<Column> {
     let mut columns = vec![
         Column("model", -30, |_, o| o.model.description()),
         Column("size", 10, |_, o| binary_size(o.model.size_bytes())),
@@ -151,16 +160,21 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
         any(|t| t.load.repack != Switch::Auto),
         Column("rpk", 3, |t, _| switch_number(t.load.repack).to_string()),
     );
-    optional(with_limits, Column("kernels", 7, |t, _| kernels(t).to_owned()));
+    optional(besides.limits, Column("kernels", 7, |t, _| kernels(t).to_owned()));
     columns.push(Column("test", 15, |t, _| t.name()));
     columns.push(Column("t/s", 20, |_, o| {
         let rates = o.samples.rates();
         format!("{:.2} ± {:.2}", mean(&rates), deviation(&rates))
     }));
-    if tests.iter().any(|t| t.load.vram.is_some() || t.load.ram.is_some()) {
-        columns.push(Column("expected tg t/s", 15, |_, o| {
-            o.expected.map_or("-".to_owned(), |speed| format!("{speed:.2}"))
-        }));
+    let is_planned = besides.pool || tests.iter().any(|t| t.load.vram.is_some() || t.load.ram.is_some());
+    if is_planned {
+        columns.push(Column("expected tg t/s", 15, |_, o| speed(o.expected)));
+    }
+    if besides.pool || tests.iter().any(|t| t.load.ram.is_some()) {
+        columns.push(Column("with disk", 9, |_, o| of_stream(o, |s| speed(s.expected_with_disk))));
+        columns.push(Column("and hits", 8, |_, o| of_stream(o, |s| speed(s.expected_with_both))));
+        columns.push(Column("in memory", 9, |_, o| of_stream(o, |s| format!("{:.1} %", 100.0 * s.hit_rate))));
+        columns.push(Column("of disk's", 9, |_, o| of_stream(o, |s| format!("{:.0} %", 100.0 * s.of_limit))));
     }
     if with_slots {
         columns.push(Column("hits", 7, |_, o| {
@@ -168,7 +182,7 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
         }));
         columns.push(Column("moved", 5, |_, o| of_slots(o, |slots| slots.promotions.to_string())));
     }
-    if with_limits {
+    if besides.limits {
         columns.push(Column("median t/s", 10, |_, o| format!("{:.2}", median(&o.samples.rates()))));
         columns.push(Column("GOP/s", 8, |t, o| format!("{:.1}", reached(t, o).gop_per_s)));
         columns.push(Column("MB/token", 8, |t, o| format!("{:.1}", reached(t, o).bytes_per_token / 1e6)));
@@ -182,6 +196,14 @@ fn columns(tests: &[Test], with_limits: bool) -> Vec<Column> {
         }));
     }
     columns
+}
+
+fn speed(tokens_per_second: Option<f64>) -> String {
+    tokens_per_second.map_or("-".to_owned(), |speed| format!("{speed:.2}"))
+}
+
+fn of_stream(outcome: &Outcome, show: fn(&Streamed) -> String) -> String {
+    outcome.streamed.as_ref().map_or("-".to_owned(), show)
 }
 
 fn of_slots(outcome: &Outcome, show: fn(&SlotStatistics) -> String) -> String {
@@ -314,6 +336,15 @@ fn object(test: &Test, outcome: &Outcome) -> Value {
         object.insert("ram_budget_bytes".to_owned(), json!(test.load.ram));
         object.insert("expected_ts".to_owned(), json!(expected));
     }
+    if let Some(streamed) = &outcome.streamed {
+        object.insert("expected_with_disk_ts".to_owned(), json!(streamed.expected_with_disk));
+        object.insert("expected_with_disk_and_hits_ts".to_owned(), json!(streamed.expected_with_both));
+        object.insert("streamed_hit_rate".to_owned(), json!(streamed.hit_rate));
+        object.insert("streamed_bytes_per_token".to_owned(), json!(streamed.bytes_per_token));
+        object.insert("streamed_bytes_per_second".to_owned(), json!(streamed.read_rate));
+        object.insert("streamed_of_disk_limit".to_owned(), json!(streamed.of_limit));
+        object.insert("disk_bytes_per_second".to_owned(), json!(streamed.disk_rate));
+    }
     if outcome.read_rate > 0.0 {
         let reached = reached(test, outcome);
         object.insert("bytes_per_token".to_owned(), json!(reached.bytes_per_token));
@@ -422,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_table_has_a_rule_that_shows_the_sides() {
-        let header = Report::new(Format::Md, &[], false).header();
+        let header = Report::new(Format::Md, &[], Columns::default()).header();
         let lines: Vec<&str> = header.lines().collect();
         assert!(
             lines[0].starts_with("| model                          |       size |     params | backend    |")
@@ -435,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_table_in_sql_names_every_field_once() {
-        let header = Report::new(Format::Sql, &[], false).header();
+        let header = Report::new(Format::Sql, &[], Columns::default()).header();
         assert_eq!(header.matches("\n  ").count(), FIELDS.len());
         assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL,\n  kernels TEXT,\n"));
         let last = FIELDS.last().expect("fields").0;

@@ -35,8 +35,11 @@ pub struct Demand {
     pub stack_bytes: u64,
     /// Memory of the host that they are copied through.
     pub pinned_bytes: u64,
-    /// Embeddings, of which a token reads one row. They stay on the host.
+    /// Embeddings, of which a token reads one row. They stay on the host, or in the file where experts are streamed and they
+    /// are not the output matrix too.
     pub table_bytes: u64,
+    /// Their rows for a micro-batch, where they stay in the file.
+    pub rows_bytes: u64,
     /// Whether the output matrix is that table, in a copy where it is on a device.
     pub is_tied: bool,
     /// What the program takes of the host's memory besides: vocabulary, graphs, code.

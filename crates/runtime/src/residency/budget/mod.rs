@@ -157,6 +157,12 @@ impl Outlook {
         1.0 / self.time.total()
     }
 
+    /// What a token takes with another rate of the file, and with a share of `hits`, 0 to 1, of the experts that the host
+    /// computes in memory; as planned where that is `None`.
+    pub fn time_with(&self, demand: &Demand, machine: &Machine, hits: Option<f64>) -> TokenTime {
+        time::measured(demand, machine, self, hits)
+    }
+
     /// Whether devices compute large batches with the host's experts, copied to them in time.
     pub fn stages_experts(&self) -> bool {
         self.device.staging_bytes > 0
@@ -254,14 +260,16 @@ impl<'a> Attempt<'a> {
         };
         let pinned_bytes = if on_device.usage.staging_bytes > 0 { demand.pinned_bytes } else { 0 };
         let compute_bytes = compute_bytes + pinned_bytes;
+        let left_bytes = items(demand, &on_device.homes, Home::File).map(|item| item.size_bytes).sum();
+        let reads_rows = streams && left_bytes > 0 && !demand.is_tied;
+        let table_bytes = if reads_rows { demand.rows_bytes } else { demand.table_bytes };
         let resident = Usage {
             dense_bytes,
             cache_bytes: (n_host as u64).min(u64::from(demand.n_layer())) * demand.cache_bytes,
             compute_bytes,
-            other_bytes: demand.table_bytes.saturating_add(demand.program_bytes),
+            other_bytes: table_bytes.saturating_add(demand.program_bytes),
             ..Usage::default()
         };
-        let left_bytes = items(demand, &on_device.homes, Home::File).map(|item| item.size_bytes).sum();
         let mirrored_bytes = if streams { 0 } else { mirrored_bytes(demand, &on_device.homes) };
         Attempt { demand, machine, on_device, streams, resident, left_bytes, mirrored_bytes }
     }

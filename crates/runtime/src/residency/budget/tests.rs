@@ -162,6 +162,21 @@ fn a_tied_output_lies_on_the_host_once() {
     let outlook = planned(&demand, &machine(None, store(20.0, 40.0)), Grain::Layer);
     let all = demand.dense_bytes[..32].iter().sum::<u64>() + demand.table_bytes + demand.expert_bytes();
     assert_eq!(outlook.memory.total_bytes(), all);
+    // And stays there where experts are streamed.
+    let streamed = planned(&demand, &machine(None, store(8.0, 40.0)), Grain::Layer);
+    assert!(streamed.is_streamed && streamed.memory.other_bytes == demand.table_bytes, "{streamed:?}");
+}
+
+#[test]
+fn where_experts_are_streamed_embeddings_stay_in_the_file() {
+    let demand = Demand { rows_bytes: 1_000_000, ..four_times_seven(0.0) };
+    let streamed = planned(&demand, &machine(None, store(8.0, 40.0)), Grain::Layer);
+    assert!(streamed.is_streamed && streamed.memory.other_bytes == 1_000_000, "{streamed:?}");
+    let mapped = planned(&demand, &machine(None, store(20.0, 40.0)), Grain::Layer);
+    assert!(!mapped.is_streamed && mapped.memory.other_bytes == demand.table_bytes, "{mapped:?}");
+    let never = Decided { streaming: Streaming::Never, ..Decided::default() };
+    let cached = plan(&demand, &machine(None, store(8.0, 40.0)), &never, Grain::Layer).expect("it fits");
+    assert_eq!(cached.memory.other_bytes, demand.table_bytes);
 }
 
 #[test]
@@ -169,7 +184,7 @@ fn what_can_not_fit_says_how_much_it_needs() {
     let demand = four_times_seven(0.5);
     let least = |size| plan(&demand, &machine(None, store(size, 40.0)), &Decided::default(), Grain::Layer);
     let error = least(1.0).expect_err("dense weights and buffers");
-    assert!(error.needed.total_bytes() > 1_470_000_000 && error.available_bytes == 1_000_000_000, "{error}");
+    assert!(error.needed.total_bytes() > 1_400_000_000 && error.available_bytes == 1_000_000_000, "{error}");
     assert!(error.to_string().contains("bytes of memory are needed"), "{error}");
     let exactly = least(15.1).expect("all of it");
     assert_eq!(exactly.count(Home::Memory), 128);
@@ -178,7 +193,21 @@ fn what_can_not_fit_says_how_much_it_needs() {
     let pool = pool.expect("it is streamed");
     assert!(pool < demand.expert_bytes() && pool > 6_000_000_000, "{streamed:?}");
     // Half of the experts' 6.83 GB at 3 GB/s, less what is multiplied meanwhile at 40.
-    assert!((0.9..1.2).contains(&streamed.time.file), "{streamed:?}");
+    assert!((1.0..1.6).contains(&streamed.time.file), "{streamed:?}");
+
+    // With the disk at half of that, or as many hits as there may be.
+    let machine = machine(None, store(8.0, 40.0));
+    let with = |rate, hits| {
+        let machine = Machine { file_bytes_per_second: rate, ..machine };
+        streamed.time_with(&demand, &machine, hits)
+    };
+    let planned = streamed.time;
+    assert!((with(3.0 * GB, None).total() - planned.total()).abs() < 1e-9, "{planned:?}");
+    let slower = with(1.5 * GB, None);
+    assert!((2.0..2.6).contains(&(slower.file / planned.file)), "{slower:?}");
+    assert!(with(3.0 * GB, Some(0.7)).file < planned.file && with(3.0 * GB, Some(0.2)).file > planned.file);
+    assert_eq!(with(3.0 * GB, Some(1.0)).file, 0.0);
+    assert_eq!((slower.memory, slower.rest), (planned.memory, planned.rest));
 }
 
 #[test]
@@ -202,7 +231,7 @@ fn where_both_memories_are_short_single_experts_are_on_the_device_and_the_rest_i
     // Faster than without the device, and than what reading all misses takes.
     let without = planned(&demand, &machine(None, store(8.0, 40.0)), Grain::Expert);
     assert!(outlook.tokens_per_second() > 2.0 * without.tokens_per_second(), "{outlook:?}, {without:?}");
-    assert!(outlook.time.file < 6.825 * found.file / 3.0, "{outlook:?}");
+    assert!(outlook.time.file < 6.825 * found.file / (3.0 * 0.75), "{outlook:?}");
 
     // Through the page cache whole layers are mapped.
     let never = Decided { streaming: Streaming::Never, ..Decided::default() };

@@ -2,9 +2,9 @@
 //!
 //! Decoding is bound by reading weights: what is in one place takes its bytes by the place's bandwidth, and a time is added
 //! that does not depend on where things are. What is done at once counts once: a device computes the experts it has of a
-//! layer while the CPU computes the others, and the file is read while the CPU multiplies.
+//! layer while the CPU computes the others, and of each layer the file is read while the CPU multiplies.
 
-use super::{Demand, ExpertItem, Home, Machine};
+use super::{Demand, ExpertItem, Home, Machine, Outlook};
 
 /// What a token takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -61,26 +61,80 @@ pub(super) fn of_token(
     let memory_rate = machine.memory.bytes_per_second;
     let n_expert = demand.n_expert.max(1) as usize;
     let (mut device, mut memory) = (0.0, 0.0);
-    let mut reads = Reads::default();
+    let (mut reads, mut on_hosts) = (Reads::default(), Vec::new());
     for (items, homes) in demand.experts.chunks(n_expert).zip(homes.chunks(n_expert)) {
         let layer = Reads::of(items, homes);
         let on_host = (layer.memory + layer.file) / memory_rate;
         memory += on_host;
         device += beside(layer.device / device_rate, on_host, layer.hit_rate(), demand.n_used) - on_host;
         reads.add(&layer);
+        on_hosts.push(layer.memory + layer.file);
     }
     reads.keep(demand, homes, more_bytes);
     let (host, on_device) = demand.dense_bytes.split_at(demand.dense_bytes.len() - n_gpu);
     let dense = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
-    let reading = if reads.file > 0.0 { reads.file / machine.file_bytes_per_second } else { 0.0 };
-    let multiplying = (reads.memory + reads.file) / memory_rate;
     let time = TokenTime {
         device: dense(on_device) / device_rate + device,
         memory: dense(host) / memory_rate + memory,
-        file: (reading - multiplying).max(0.0),
+        file: on_hosts.iter().map(|bytes| waiting(machine, demand.n_used, *bytes, reads.misses())).sum(),
         rest: machine.seconds_per_token,
     };
     (time, reads.chances())
+}
+
+/// What a disk gives readers beside threads that multiply, of what it gives readers that have the processor for themselves and
+/// always something to read, as measured with two cores.
+const BESIDE: f64 = 0.75;
+
+/// Seconds of waiting for the file in a layer of which a token takes `bytes` of experts from the host, in `n_used` choices, each
+/// of which is in the file with a chance of `misses`. What is in the file is read while all are multiplied, and with no
+/// more than a layer's work at once: so a layer without misses does not make up for one with many.
+fn waiting(machine: &Machine, n_used: u32, bytes: f64, misses: f64) -> f64 {
+    if bytes <= 0.0 || misses <= 0.0 {
+        return 0.0;
+    }
+    let multiplying = bytes / machine.memory.bytes_per_second;
+    let reading_all = bytes / (BESIDE * machine.file_bytes_per_second);
+    let n = n_used.max(1);
+    let waits = chances_of(n, misses.min(1.0)).enumerate().map(|(n_misses, chance)| {
+        let reading = reading_all * n_misses as f64 / f64::from(n);
+        chance * (reading - multiplying).max(0.0)
+    });
+    waits.sum()
+}
+
+/// The chances that 0, 1, ... of `n` choices are of a kind, each of which is with a chance of `one`.
+fn chances_of(n: u32, one: f64) -> impl Iterator<Item = f64> {
+    let n = f64::from(n);
+    let combinations = (0..=n as u32).scan(1.0, move |ways, k| {
+        let these = *ways;
+        *ways *= (n - f64::from(k)) / f64::from(k + 1);
+        Some((f64::from(k), these))
+    });
+    combinations.map(move |(k, ways)| ways * one.powf(k) * (1.0 - one).powf(n - k))
+}
+
+/// What a token takes as planned in `outlook`, but with the file's rate in `machine` and, where they are given, as many `hits`
+/// among the experts that the host computes.
+pub(super) fn measured(
+    demand: &Demand,
+    machine: &Machine,
+    outlook: &Outlook,
+    hits: Option<f64>,
+) -> TokenTime {
+    let Chances { memory, file, .. } = outlook.chances;
+    let misses = match hits {
+        Some(hits) => 1.0 - hits,
+        None if file > 0.0 => file / (memory + file),
+        None => 0.0,
+    };
+    let n_expert = demand.n_expert.max(1) as usize;
+    let layers = demand.experts.chunks(n_expert).zip(outlook.experts.chunks(n_expert));
+    let waits = layers.map(|(items, homes)| {
+        let layer = Reads::of(items, homes);
+        waiting(machine, demand.n_used, layer.memory + layer.file, misses)
+    });
+    TokenTime { file: waits.sum(), ..outlook.time }
 }
 
 /// Seconds for the experts of a layer, where a token's `n_used` choices are on the device with a chance of `hit_rate` each:
@@ -92,15 +146,11 @@ fn beside(device: f64, host: f64, hit_rate: f64, n_used: u32) -> f64 {
     }
     // Of one choice.
     let (of_hit, of_miss) = (device / (n * hit_rate), host / (n * miss_rate));
-    // The chance that none is there, then that one more is.
-    let mut chance = miss_rate.powi(n_used.max(1) as i32);
-    let mut seconds = 0.0;
-    for n_hits in 0..=n_used.max(1) {
-        let n_hits = f64::from(n_hits);
-        seconds += chance * (n_hits * of_hit).max((n - n_hits) * of_miss);
-        chance *= (n - n_hits) / (n_hits + 1.0) * hit_rate / miss_rate;
-    }
-    seconds
+    let seconds = chances_of(n_used.max(1), hit_rate).enumerate().map(|(n_hits, chance)| {
+        let n_hits = n_hits as f64;
+        chance * (n_hits * of_hit).max((n - n_hits) * of_miss)
+    });
+    seconds.sum()
 }
 
 /// Bytes of experts that a token reads on average, by where they are.
@@ -149,6 +199,11 @@ impl Reads {
         self.chances().device
     }
 
+    /// Share of what the host computes that is in the file.
+    fn misses(&self) -> f64 {
+        if self.file > 0.0 { self.file / (self.memory + self.file) } else { 0.0 }
+    }
+
     fn chances(&self) -> Chances {
         let all = self.device + self.memory + self.file;
         let share = |bytes: f64| if all > 0.0 { bytes / all } else { 0.0 };
@@ -159,7 +214,8 @@ impl Reads {
 #[cfg(test)]
 mod tests {
     use super::super::{Demand, ExpertItem, Home};
-    use super::{Reads, beside, crossover};
+    use super::{BESIDE, Reads, beside, chances_of, crossover, waiting};
+    use crate::residency::budget::{Machine, Store};
 
     #[test]
     fn a_pool_keeps_parts_of_experts() {
@@ -172,6 +228,23 @@ mod tests {
             (reads.memory, reads.file)
         };
         assert_eq!((with(0), with(150), with(1000)), ((50.0, 150.0), (125.0, 75.0), (200.0, 0.0)));
+    }
+
+    #[test]
+    fn a_layer_waits_for_what_it_misses_and_not_for_what_others_do() {
+        let store = |bytes_per_second| Store { size_bytes: 0, bytes_per_second };
+        let memory = store(10.0);
+        let machine =
+            Machine { device: None, memory, file_bytes_per_second: 1.0 / BESIDE, seconds_per_token: 0.0 };
+        // 100 bytes in two choices: 10 seconds of multiplying, and 50 or 100 of reading.
+        assert_eq!((waiting(&machine, 2, 100.0, 0.0), waiting(&machine, 2, 100.0, 1.0)), (0.0, 90.0));
+        let half = 0.5 * (50.0 - 10.0) + 0.25 * (100.0 - 10.0);
+        assert!((waiting(&machine, 2, 100.0, 0.5) - half).abs() < 1e-9);
+        // On average this would be read while others are multiplied.
+        let few = waiting(&machine, 2, 100.0, 0.05);
+        assert!((few - (0.095 * 40.0 + 0.0025 * 90.0)).abs() < 1e-9, "{few}");
+        let all: f64 = chances_of(6, 0.3).sum();
+        assert!((all - 1.0).abs() < 1e-12 && chances_of(6, 0.3).count() == 7);
     }
 
     #[test]
