@@ -13,6 +13,7 @@ mod commands;
 mod expert_slots;
 mod faults_model;
 mod faults_output;
+mod faults_staging;
 mod faults_system;
 mod gguf_input;
 mod golden;

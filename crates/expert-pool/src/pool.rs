@@ -202,8 +202,8 @@ impl Pool {
     }
 
     /// Lends the bytes of an expert's matrix to `use_bytes`, tile by tile with the offset in the matrix of each, until
-    /// that breaks off. What is in memory comes from there, the rest from the file; nothing changes in the pool. It may be
-    /// called beside a computation.
+    /// that breaks off. What is in memory or on its way comes from there, the rest from the file; it stays in memory that
+    /// nobody has needed yet where `keep` asks for that, and nothing makes room for it. It may be called beside a computation.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::Truncated`], [`Error::Memory`].
@@ -212,18 +212,17 @@ impl Pool {
         layer: usize,
         projection: Projection,
         expert: usize,
+        keep: bool,
         use_bytes: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         let layout = &self.shared.layout;
         let matrix = &layout.matrices[layout.layers[layer].matrix(projection, expert)];
         let size_bytes = layout.slot_bytes;
-        let mut memory =
-            buffer::allocate(size_bytes).map_err(|source| Error::Memory { size_bytes, source })?;
+        let mut beside = None;
         let mut at = 0;
         for tile in matrix.tiles.clone() {
             let place = &layout.tiles[tile];
-            let held = self.shared.lock().held(tile);
-            let done = match held {
+            let done = match self.held(tile, keep)? {
                 Some(bytes) => {
                     let done = use_bytes(at, bytes.get());
                     drop(bytes);
@@ -232,7 +231,14 @@ impl Pool {
                     done
                 }
                 None => {
-                    self.read_beside(tile, &mut memory)?;
+                    let memory = match &mut beside {
+                        Some(memory) => memory,
+                        None => {
+                            let new = buffer::allocate(size_bytes);
+                            beside.insert(new.map_err(|source| Error::Memory { size_bytes, source })?)
+                        }
+                    };
+                    self.read_beside(tile, memory)?;
                     use_bytes(at, &memory[place.skip..place.skip + place.len])
                 }
             };
@@ -242,6 +248,35 @@ impl Pool {
             at += place.len;
         }
         Ok(())
+    }
+
+    /// A tile that is in memory, on its way, or goes into memory that is free; None for others.
+    fn held(&self, tile: usize, keep: bool) -> Result<Option<Arc<Bytes>>, Error> {
+        let mut state = self.shared.lock();
+        // Nobody reads what somebody reads.
+        while state.is_on_its_way(tile) {
+            state = self.shared.ready.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        let Some(mut memory) = (if keep { state.keep(tile) } else { None }) else {
+            return Ok(state.held(tile));
+        };
+        state.reading.enter();
+        drop(state);
+        let done = self.shared.read_tile(tile, &mut memory);
+        let mut state = self.shared.lock();
+        state.reading.leave();
+        let done = match done {
+            Ok(n_bytes) => {
+                state.put(tile, memory, n_bytes);
+                Ok(state.held(tile))
+            }
+            Err(error) => {
+                state.give_up(tile, memory);
+                Err(error)
+            }
+        };
+        self.shared.ready.notify_all();
+        done
     }
 
     /// Reads a tile that does not go into the pool.

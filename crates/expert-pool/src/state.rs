@@ -344,6 +344,28 @@ impl State {
         }
     }
 
+    /// Whether somebody is reading a tile, and will come to an end.
+    pub fn is_on_its_way(&self, tile: usize) -> bool {
+        matches!(self.slots[tile].data, Data::Reading) && self.broken.is_none()
+    }
+
+    /// Free memory to read a tile into that is not there; None where all is in use.
+    pub fn keep(&mut self, tile: usize) -> Option<MmapMut> {
+        if !matches!(self.slots[tile].data, Data::Absent) {
+            return None;
+        }
+        let memory = self.free.pop()?;
+        self.slots[tile].data = Data::Reading;
+        Some(memory)
+    }
+
+    /// Takes the memory back of a tile that could not be read.
+    pub fn give_up(&mut self, tile: usize, memory: MmapMut) {
+        self.free.push(memory);
+        self.unstage(tile);
+        self.slots[tile].data = Data::Absent;
+    }
+
     /// Notes bytes that were read beside the pool.
     pub fn note_read(&mut self, n_bytes: usize) {
         self.read_bytes += n_bytes as u64;
@@ -501,6 +523,11 @@ impl State {
     /// Takes over what was read, of `read_bytes` in all.
     pub fn publish(&mut self, tile: usize, memory: MmapMut, read_bytes: usize) {
         self.end_job();
+        self.put(tile, memory, read_bytes);
+    }
+
+    /// As [`publish`](Self::publish), of what was read by somebody else than the readers.
+    pub fn put(&mut self, tile: usize, memory: MmapMut, read_bytes: usize) {
         let place = &self.layout.tiles[tile];
         self.slots[tile].data = Data::Ready(Arc::new(Bytes { memory, skip: place.skip, len: place.len }));
         self.n_ready[place.matrix] += 1;
@@ -510,11 +537,8 @@ impl State {
     /// Takes note of what could not be read. `memory` is what was to hold it.
     pub fn fail(&mut self, tile: usize, memory: MmapMut, error: Error) {
         self.end_job();
-        self.free.push(memory);
-        self.unstage(tile);
-        let slot = &mut self.slots[tile];
-        slot.data = Data::Absent;
-        if slot.position != NONE {
+        self.give_up(tile, memory);
+        if self.slots[tile].position != NONE {
             self.failure.get_or_insert(error);
             return;
         }

@@ -1,8 +1,11 @@
 //! The pool against files that answer slowly, wrongly, or not at all.
 
-use expert_pool::{Error, Files, LayerSource, MatrixSource, N_READERS, Options, Pool, ReadAt, Readers};
+use expert_pool::{
+    Error, Files, LayerSource, MatrixSource, N_READERS, Options, Pool, Projection, ReadAt, Readers,
+};
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -496,5 +499,77 @@ mod queue {
         let before = asked.load(Ordering::SeqCst);
         assert!(turn(&pool, &[0, 1], 1, 2).expect("read"));
         assert!(asked.load(Ordering::SeqCst) > before);
+    }
+}
+
+/// Reads all experts beside computing, on three threads, checks every byte, and says how many tiles there were.
+fn read_all(pool: &Pool, keep: bool) -> Result<usize, Error> {
+    let (next, n_tiles) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let read_some = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (layer, rest) = (index / (3 * N_EXPERTS), index % (3 * N_EXPERTS));
+            let (projection, expert) = (rest / N_EXPERTS, rest % N_EXPERTS);
+            if layer >= N_LAYERS {
+                return Ok(());
+            }
+            let start = matrix(layer, projection, expert).offset;
+            let mut n_bytes = 0;
+            pool.read(layer, Projection::ALL[projection], expert, keep, &mut |at, bytes| {
+                assert_eq!(at, n_bytes);
+                assert!(bytes.iter().zip(start + at as u64..).all(|(found, at)| *found == byte(at)));
+                n_bytes += bytes.len();
+                n_tiles.fetch_add(1, Ordering::Relaxed);
+                ControlFlow::Continue(())
+            })?;
+            assert_eq!(n_bytes, MATRIX_BYTES);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [0; 3].map(|_| scope.spawn(read_some));
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    Ok(n_tiles.into_inner())
+}
+
+#[test]
+fn what_is_read_beside_computing_is_read_once() {
+    for fill in [false, true] {
+        let disk = Disk::new(everything(), Duration::from_millis(1));
+        let all = pool(&disk, Readers::Threads(2), u64::MAX, fill);
+        // The pool's own readers are at it too.
+        let n_tiles = read_all(&all, true).expect("a disk");
+        assert_eq!(disk.reads.load(Ordering::Relaxed), n_tiles, "{fill}");
+        read_all(&all, false).expect("memory");
+        assert_eq!(disk.reads.load(Ordering::Relaxed), n_tiles, "{fill}");
+        let read = all.statistics().read_bytes;
+        let wanted = (N_LAYERS * 3 * N_EXPERTS * MATRIX_BYTES) as u64;
+        assert!(read >= wanted && read <= wanted + 2 * 4096 * n_tiles as u64, "{read} of {wanted}");
+    }
+    for keep in [false, true] {
+        let disk = Disk::good();
+        let small = pool(&disk, Readers::Threads(2), least(Readers::Threads(2)), false);
+        let n_tiles = read_all(&small, keep).expect("a disk");
+        assert_eq!(disk.reads.load(Ordering::Relaxed), n_tiles);
+        // What found free memory is there the next time, and the rest is read again.
+        read_all(&small, keep).expect("a disk");
+        let again = disk.reads.load(Ordering::Relaxed) - n_tiles;
+        assert!(again > 0 && (again < n_tiles) == keep, "{again} of {n_tiles}");
+        compute(&small, &[0, 3], 1, 2);
+    }
+}
+
+#[test]
+fn reading_beside_a_failing_disk_is_an_error_and_not_for_ever() {
+    for (keep, readers) in
+        [false, true].into_iter().flat_map(|keep| every_kind().into_iter().map(move |r| (keep, r)))
+    {
+        let disk = Disk::good();
+        let all = pool(&disk, readers, u64::MAX, false);
+        disk.fail_after(5);
+        let error = read_all(&all, keep).expect_err("a failing disk");
+        assert!(matches!(error, Error::Read { .. }) && error.to_string().contains("blk."), "{error}");
+        disk.mend();
+        read_all(&all, keep).expect("it works again");
     }
 }

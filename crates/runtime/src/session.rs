@@ -45,12 +45,15 @@ pub struct SessionOptions {
 /// while another's are computed with. For layers whose other weights are on a device; smaller batches are computed by the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StageExperts {
-    /// Those that ggml has devices take over; or by measurement, where there is a [plan](crate::plan).
+    /// Those that ggml has devices take over; or by measurement, where there is a [plan](crate::plan). None where memory
+    /// for the stacks is short.
     #[default]
     Auto,
+    /// As [`Auto`](Self::Auto), but those of so many tokens and more.
+    AutoFrom(u32),
     /// None.
     Never,
-    /// Those of so many tokens and more.
+    /// Those of so many tokens and more; an error where memory for the stacks is short.
     From(u32),
 }
 
@@ -60,7 +63,7 @@ impl StageExperts {
         match self {
             StageExperts::Auto => Some(MIN_OFFLOAD_TOKENS),
             StageExperts::Never => None,
-            StageExperts::From(n_tokens) => Some(n_tokens as usize),
+            StageExperts::AutoFrom(n_tokens) | StageExperts::From(n_tokens) => Some(n_tokens as usize),
         }
     }
 }
@@ -164,7 +167,8 @@ impl Session {
     /// An empty context for `model`.
     ///
     /// # Errors
-    /// [`Error::Option`] where an option does not fit the model, [`Error::ContextMemory`] where the memory is short.
+    /// [`Error::Option`] where an option does not fit the model, [`Error::ContextMemory`] where the memory is short, and what
+    /// is in the way of staging where it must be.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Session, Error> {
         let hparams = model.hparams();
         let (type_k, type_v) = cache_types(hparams, options)?;
@@ -211,7 +215,7 @@ impl Session {
                 routing: false,
                 tapped: false,
                 by_slots: batches.use_slots(n_tokens),
-                staged: batches.are_staged(n_tokens),
+                staged: batches.are_staged(n_tokens).then(Default::default),
             };
             graph::build(model, &cache, shape, staging, &embeddings).graph
         };
@@ -224,6 +228,9 @@ impl Session {
                 free.check_staging(&stacks, &caches, &scheduler.measure(graph_of(n_ubatch, Some(ready))))
         {
             staging = Err(error);
+        }
+        if matches!(options.stage_experts, StageExperts::From(_)) {
+            staging = Ok(staging?);
         }
         let ready = ready(&staging);
         // With staging, smaller batches are computed elsewhere.
@@ -300,17 +307,18 @@ impl Session {
             };
             // A new borrow for each batch.
             let observer = observer.as_mut().map(|observer| &mut **observer as Observer<'_>);
-            self.compute(batch, n_outputs, observer)?;
+            self.compute(batch, after.len(), n_outputs, observer)?;
             self.n_past += batch.len();
             rest = after;
         }
         Ok(())
     }
 
-    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens.
+    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens; `n_after` are read after it.
     fn compute(
         &mut self,
         tokens: &[u32],
+        n_after: usize,
         n_outputs: usize,
         observer: Option<Observer<'_>>,
     ) -> Result<(), Error> {
@@ -331,7 +339,9 @@ impl Session {
             Batches { model: &self.model, options: &self.options, has_staging: self.staging().is_some() };
         let kernels = if tapped { Kernels::Ggml } else { batches.kernels(n_tokens) };
         let by_slots = !tapped && batches.use_slots(n_tokens);
-        let staged = !tapped && batches.are_staged(n_tokens);
+        let staging = self.staging().filter(|_| !tapped && batches.are_staged(n_tokens));
+        let staged = staging.map(Staging::order);
+        let goes_on = batches.are_staged(n_after.min(self.options.n_ubatch as usize));
         let shape = BatchShape {
             n_tokens,
             n_kv,
@@ -363,10 +373,10 @@ impl Session {
         let model = Arc::clone(&self.model);
         // Whoever waits for another session's turn must not keep experts from moving meanwhile.
         let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
-        let slots = model.slots().map(|slots| (slots, slots.begin()));
-        let staging = ready(&self.staging).filter(|_| staged);
+        let slots = model.slots().map(|slots| (slots, slots.begin(by_slots)));
+        let staging = ready(&self.staging).filter(|_| staged.is_some());
         if let Some(staging) = staging {
-            staging.begin(&model, current.n_staged);
+            staging.begin(current.n_staged, goes_on);
         }
         self.fill_inputs(&current, &rows);
         let done = match observer {

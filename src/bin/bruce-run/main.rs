@@ -97,6 +97,16 @@ fn advise(error: runtime::Error) -> anyhow::Error {
             );
             exit::with_hint(error, "use a smaller context (-c), or a smaller cache (-ctk q8_0 -ctv q8_0)")
         }
+        runtime::Error::StagingMemory { place, needed_bytes, context_bytes, available_bytes } => {
+            let [needed, context, available] = [needed_bytes, context_bytes, available_bytes].map(bytes);
+            let error = anyhow::anyhow!(
+                "{place}: staging experts needs {needed} beside {context} for the context, and {available} are free"
+            );
+            exit::with_hint(
+                error,
+                "use a smaller micro-batch (-ub), or --stage-experts auto: the CPU reads prompts with its experts then",
+            )
+        }
         runtime::Error::WeightMemory { place, needed_bytes, available_bytes } => {
             let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
             let error = anyhow::anyhow!("{place}: {needed} are needed for weights, and {available} are free");

@@ -5,7 +5,7 @@ use super::taps::Taps;
 use super::{linear, linears, multiply};
 use crate::kernels::{self, Kernels, Stream};
 use crate::model::{ExpertBank, FeedForward};
-use crate::staging::Staging;
+use crate::staging::{Order, Staging};
 use ggml::{Graph, Tensor};
 use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
@@ -34,9 +34,9 @@ pub(super) fn feed_forward(
             let chosen = choose(g, kernels, router, x, n_used);
             let banks = [gate, up, down];
             let kept = slots.as_ref().map(|slots| (slots, watch.choices.keep(g, &chosen.ids)));
-            if let Supply::Staged(staging, layer) = supply {
+            if let Supply::Staged(staging, layer, order) = supply {
                 let ids = kept.map_or_else(|| g.contiguous(&chosen.ids), |(_, ids)| ids);
-                let (banks, ids) = staging.layer(g, *layer, &ids);
+                let (banks, ids) = staging.layer(g, *layer, *order, &ids);
                 return of_experts(g, banks, x, &Chosen { ids, ..chosen }, taps);
             }
             let stream = supply.stream();
@@ -81,8 +81,8 @@ pub(super) enum Supply<'a> {
     Resident,
     /// From the file, to kernels of ours on the CPU.
     Streamed(Stream),
-    /// To a stack on the layer's device; the number of the layer.
-    Staged(&'a Staging, usize),
+    /// To a stack on the layer's device; the number of the layer, and the order of stacks.
+    Staged(&'a Staging, usize, Order),
 }
 
 impl Supply<'_> {

@@ -12,7 +12,7 @@ mod taps;
 use crate::kernels::{self, Kernels, Matrix, Stream};
 use crate::kv_cache::KvCache;
 use crate::model::{FeedForward, Layer, Linear, Model};
-use crate::staging::Staging;
+use crate::staging::{Order, Staging};
 use feed_forward::Supply;
 use ggml::{Graph, Tensor, Type};
 use model_spec::TensorRole;
@@ -40,8 +40,8 @@ pub(crate) struct BatchShape {
     pub tapped: bool,
     /// Devices compute the experts in their slots; otherwise all are computed from the host's copies.
     pub by_slots: bool,
-    /// Devices compute with experts of the host that are copied to them in time.
-    pub staged: bool,
+    /// Devices compute with experts of the host that are copied in time, to stacks that they take in this order.
+    pub staged: Option<Order>,
 }
 
 /// What the caller fills in before each computation. `None` where the graph has no use for it.
@@ -104,7 +104,7 @@ pub(crate) fn build(
     let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
     let mut taps = Taps::new(shape.tapped);
     let mut choices = slots::Choices::new(shape.by_slots);
-    let staging = staging.filter(|_| shape.staged);
+    let staging = staging.zip(shape.staged);
     let mut n_staged = 0;
 
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
@@ -152,10 +152,10 @@ pub(crate) fn build(
         let residual = g.add(&attended, &x);
         let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
         let n_used = model.n_expert_used() as usize;
-        let supply = match staging.filter(|staging| staging.has(index)) {
-            Some(staging) => {
+        let supply = match staging.filter(|(staging, _)| staging.has(index)) {
+            Some((staging, order)) => {
                 n_staged += 1;
-                Supply::Staged(staging, index)
+                Supply::Staged(staging, index, order)
             }
             None => stream(g, model, kernels, index, &residual).map_or(Supply::Resident, Supply::Streamed),
         };

@@ -102,7 +102,7 @@ pub struct Model {
     placement: Placement,
     sizes: Vec<(BufferType, u64)>,
     kernels: Kernels,
-    slots: Option<SlotCache>,
+    slots: Option<Arc<SlotCache>>,
     expert_pool: Option<Arc<Pool>>,
     embeddings: Option<Embeddings>,
 }
@@ -179,6 +179,7 @@ impl Layer {
 }
 
 /// One projection of all experts of a layer, in as many groups as there are (type, place) pairs among them.
+#[derive(Default)]
 pub(crate) struct ExpertBank {
     pub groups: Vec<ExpertGroup>,
 }
@@ -194,6 +195,7 @@ pub(crate) struct ExpertGroup {
 }
 
 /// Tables over all experts of the layer.
+#[derive(Clone)]
 pub(crate) struct GroupRoute {
     /// `[1, n_expert]`, I32: an expert's number within the group, 0 for experts of other groups.
     pub member: Tensor,
@@ -250,7 +252,7 @@ impl Model {
                 Some(pool) => Bytes::Streamed(Arc::clone(pool)),
                 None => Bytes::Mapped(Arc::clone(&gguf)),
             };
-            SlotCache::new(bytes, loaded.slots, n_expert_used as usize, moves, spared)
+            Arc::new(SlotCache::new(bytes, loaded.slots, n_expert_used as usize, moves, spared))
         });
         // By now it knows what the slots have.
         if let Some(pool) = &loaded.expert_pool {
@@ -354,7 +356,7 @@ impl Model {
     }
 
     /// The experts in slots on devices; `None` where every expert lives in one place.
-    pub fn slots(&self) -> Option<&SlotCache> {
+    pub fn slots(&self) -> Option<&Arc<SlotCache>> {
         self.slots.as_ref()
     }
 

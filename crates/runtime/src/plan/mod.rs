@@ -227,7 +227,7 @@ impl Plan {
             session.stage_experts = match (self.outlook.stages_experts(), &self.crossover) {
                 (false, _) => StageExperts::Never,
                 (true, None) => StageExperts::Auto,
-                (true, Some(crossover)) => StageExperts::From(crossover.n_tokens),
+                (true, Some(crossover)) => StageExperts::AutoFrom(crossover.n_tokens),
             };
         }
     }
@@ -271,7 +271,7 @@ fn decided(hparams: &HyperParams, gguf: &Gguf, model: &ModelOptions, session: &S
         },
         stages: match session.stage_experts {
             _ if !session.offload => Some(false),
-            StageExperts::Auto => None,
+            StageExperts::Auto | StageExperts::AutoFrom(_) => None,
             StageExperts::Never => Some(false),
             StageExperts::From(_) => Some(true),
         },

@@ -1,5 +1,6 @@
 //! The slots of one layer: stacks of projections on its device, and the tables that the graph finds experts by.
 
+use super::state::Slot;
 use expert_pool::Pool;
 use ggml::{Context, Tensor, Type};
 
@@ -86,8 +87,8 @@ impl LayerSlots {
     }
 
     /// The expert in each slot of each group when the model is loaded.
-    pub fn first_occupants(&self) -> Vec<Vec<Option<u32>>> {
-        self.groups.iter().map(|group| group.members.iter().map(|e| Some(*e)).collect()).collect()
+    pub(super) fn first_occupants(&self) -> Vec<Vec<Slot>> {
+        self.groups.iter().map(|group| group.members.iter().map(|e| Slot::Holds(*e)).collect()).collect()
     }
 
     /// Experts that fit into the slots of a group.
@@ -118,18 +119,18 @@ impl LayerSlots {
 
     /// Writes the tables for these occupants, by group and slot, and tells the pool of them. No graph may be computing with
     /// them.
-    pub fn write_tables(&self, occupants: &[Vec<Option<u32>>], pool: Option<&Pool>) {
+    pub(super) fn write_tables(&self, occupants: &[Vec<Slot>], pool: Option<&Pool>) {
         let n_expert = self.n_expert();
         let mut missing = vec![1f32; n_expert];
         for (group, occupants) in self.groups.iter().zip(occupants) {
             // Products nobody wants are computed with a slot that is in use, as the others may be being written.
-            let spare = occupants.iter().position(Option::is_some).unwrap_or(0) as i32;
+            let spare = occupants.iter().position(|slot| slot.holds().is_some()).unwrap_or(0) as i32;
             let (mut slot, mut mask) = (vec![spare; n_expert], vec![0f32; n_expert]);
-            for (index, expert) in (0..).zip(occupants) {
-                if let Some(expert) = expert {
-                    slot[*expert as usize] = index;
-                    mask[*expert as usize] = 1.0;
-                    missing[*expert as usize] = 0.0;
+            for (index, occupant) in (0..).zip(occupants) {
+                if let Some(expert) = occupant.holds() {
+                    slot[expert as usize] = index;
+                    mask[expert as usize] = 1.0;
+                    missing[expert as usize] = 0.0;
                 }
             }
             group.slot.write_values(&slot);

@@ -9,19 +9,27 @@
 //! copies the new one into the slot while decoding goes on, and between two later computations the table learns it.
 //! Nobody ever waits for a copy; meanwhile the CPU computes what either expert is asked.
 //!
+//! Experts that are [staged](crate::staging) for a large batch are on the device already. Those of them that deserve a slot
+//! are [harvested](SlotCache::harvest): copied there from the stack while the batch is computed, as many as there are. A
+//! batch that is staged reads no tables and no slots; so slots change meanwhile, unless another computation uses them, and
+//! tables are written before the next one that does.
+//!
 //! Where the host has no memory for all experts, it computes with those of an [`expert_pool::Pool`], and copies come from
 //! there or from the file. The pool is told which experts have slots, and keeps and reads others.
 
 mod layer;
 mod popularity;
+mod state;
 #[cfg(test)]
 mod tests;
 mod upload;
 
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 pub(crate) use layer::{ExpertSource, GroupPlan, LayerSlots};
 pub use popularity::{HALF_LIFE, MARGIN, Popularity, Swap};
+pub(crate) use state::Move;
+use state::{Slot, State};
 pub(crate) use upload::Bytes;
 use upload::{Outcome, Upload, Uploader};
 
@@ -34,7 +42,9 @@ pub struct SlotStatistics {
     pub misses: u64,
     /// Experts that moved into a slot.
     pub promotions: u64,
-    /// Bytes copied to devices for that.
+    /// Those of them that a large batch had brought to the device.
+    pub harvested: u64,
+    /// Bytes copied to devices for the others.
     pub uploaded_bytes: u64,
     /// Copies that failed because the file could not be read.
     pub failures: u64,
@@ -47,6 +57,7 @@ impl SlotStatistics {
             hits: self.hits - earlier.hits,
             misses: self.misses - earlier.misses,
             promotions: self.promotions - earlier.promotions,
+            harvested: self.harvested - earlier.harvested,
             uploaded_bytes: self.uploaded_bytes - earlier.uploaded_bytes,
             failures: self.failures - earlier.failures,
         }
@@ -62,8 +73,6 @@ impl SlotStatistics {
 pub struct SlotCache {
     layers: Vec<Arc<LayerSlots>>,
     n_used: usize,
-    /// Held for reading while a graph computes with the tables, for writing while they change.
-    running: RwLock<()>,
     state: Mutex<State>,
     /// Where experts are copied from, and the host's come from if they are streamed.
     bytes: Bytes,
@@ -72,28 +81,33 @@ pub struct SlotCache {
     spares_the_cpu: bool,
 }
 
-struct State {
-    /// As the layers.
-    popularity: Vec<Popularity>,
-    /// The expert in each slot by layer and group; `None` while one is moving in, and after that failed.
-    occupants: Vec<Vec<Vec<Option<u32>>>>,
-    moving: Option<Move>,
-    /// Computations until the next attempt after one that failed.
-    rest: u32,
-    statistics: SlotStatistics,
-}
-
-/// An expert on its way into a slot.
-#[derive(Clone, Copy)]
-struct Move {
-    layer: usize,
-    group: usize,
-    slot: usize,
-    expert: u32,
-}
-
 /// Computations for which nothing moves after a file could not be read.
 const REST: u32 = 64;
+
+/// A computation with the tables, which stay as they are until this is dropped.
+pub(crate) struct Running<'a>(&'a SlotCache);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state().n_running -= 1;
+    }
+}
+
+/// A slot that is copied from, and holds its expert until this is dropped.
+pub(crate) struct Lent<'a> {
+    cache: &'a SlotCache,
+    index: usize,
+    /// Number of the layer's group.
+    pub group: usize,
+    /// Number of the group's slot.
+    pub slot: usize,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.cache.state().n_lent[self.index] -= 1;
+    }
+}
 
 impl SlotCache {
     /// The slots as the model was loaded; `moves` lets experts change places. `layers` have their memory already.
@@ -104,24 +118,10 @@ impl SlotCache {
         moves: bool,
         spares_the_cpu: bool,
     ) -> SlotCache {
-        let occupants: Vec<Vec<Vec<Option<u32>>>> =
-            layers.iter().map(|layer| layer.first_occupants()).collect();
-        for (layer, occupants) in layers.iter().zip(&occupants) {
-            layer.write_tables(occupants, bytes.pool());
-        }
-        let popularity = layers.iter().map(|layer| Popularity::new(layer.n_expert())).collect();
         let uploader = moves.then(|| Uploader::new(bytes.clone()));
-        let statistics = SlotStatistics::default();
-        let state = State { popularity, occupants, moving: None, rest: 0, statistics };
-        SlotCache {
-            layers,
-            n_used,
-            running: RwLock::new(()),
-            state: Mutex::new(state),
-            bytes,
-            uploader,
-            spares_the_cpu,
-        }
+        let mut state = State::new(&layers);
+        state.write_tables(&layers, bytes.pool());
+        SlotCache { layers, n_used, state: Mutex::new(state), bytes, uploader, spares_the_cpu }
     }
 
     /// Whether the CPU leaves out what devices compute. ggml's kernels can't, nor is there another for every type: the
@@ -137,29 +137,15 @@ impl SlotCache {
 
     /// How many slots there are in all layers.
     pub fn n_slots(&self) -> usize {
-        self.state().occupants.iter().flatten().map(Vec::len).sum()
+        self.state().slots.iter().flatten().map(Vec::len).sum()
     }
 
-    /// The experts in the slots of each layer that has some, by number of the layer; without the one that is moving in.
+    /// The experts in the slots of each layer that has some, by number of the layer; without those that are moving in.
     pub fn experts(&self) -> Vec<(usize, Vec<u32>)> {
         let state = self.state();
-        let of_layer = |groups: &Vec<Vec<Option<u32>>>| groups.iter().flatten().flatten().copied().collect();
-        self.layers.iter().zip(&state.occupants).map(|(l, groups)| (l.layer(), of_layer(groups))).collect()
-    }
-
-    /// For each expert of a layer its group and slot there; `None` for those that have none.
-    pub(crate) fn places(&self, slots: &LayerSlots) -> Vec<Option<(usize, usize)>> {
-        let mut places = vec![None; slots.n_expert()];
-        let state = self.state();
-        let of_layer = self.layers.iter().position(|layer| layer.layer() == slots.layer());
-        for (group, occupants) in state.occupants[of_layer.expect("a layer with slots")].iter().enumerate() {
-            for (slot, expert) in occupants.iter().enumerate() {
-                if let Some(expert) = expert {
-                    places[*expert as usize] = Some((group, slot));
-                }
-            }
-        }
-        places
+        let of_layer =
+            |groups: &Vec<Vec<Slot>>| groups.iter().flatten().filter_map(|slot| slot.holds()).collect();
+        self.layers.iter().zip(&state.slots).map(|(l, groups)| (l.layer(), of_layer(groups))).collect()
     }
 
     /// Waits until no expert is moving, for tests and measurements: decoding never does.
@@ -168,18 +154,17 @@ impl SlotCache {
             && self.state().moving.is_some()
         {
             let outcome = uploader.wait();
-            let running = self.running.write().unwrap_or_else(|p| p.into_inner());
             self.land(&mut self.state(), outcome);
-            drop(running);
         }
+        self.write_tables(&mut self.state());
     }
 
-    /// Lets what has arrived be used and the next expert move, then keeps the tables as they are until the result is
-    /// dropped: for one computation.
-    pub(crate) fn begin(&self) -> RwLockReadGuard<'_, ()> {
+    /// Lets what has arrived be used and the next expert move. For one computation, which keeps the result where it goes by
+    /// the tables: these then stay as they are.
+    pub(crate) fn begin(&self, by_tables: bool) -> Option<Running<'_>> {
+        let mut state = self.state();
         // Where another session computes just now, there is a next time.
-        if let (Some(uploader), Ok(_alone)) = (&self.uploader, self.running.try_write()) {
-            let mut state = self.state();
+        if let (Some(uploader), 0) = (&self.uploader, state.n_running) {
             if state.moving.is_some()
                 && let Some(outcome) = uploader.outcome()
             {
@@ -190,37 +175,67 @@ impl SlotCache {
             }
             state.rest = state.rest.saturating_sub(1);
         }
-        self.running.read().unwrap_or_else(|p| p.into_inner())
+        self.write_tables(&mut state);
+        state.n_running += usize::from(by_tables);
+        by_tables.then(|| Running(self))
     }
 
     /// Counts the experts that a computation's tokens took: `ids` is `[n_used, n_tokens]` of the `index`-th layer with
     /// slots. `served` where slots were used for it.
     pub(crate) fn observe(&self, index: usize, ids: &[i32], served: bool) {
         let mut state = self.state();
-        let State { popularity, occupants, statistics, .. } = &mut *state;
-        for taken in ids.chunks(self.n_used) {
-            popularity[index].observe(taken.iter().map(|id| *id as u32));
-        }
+        let State { popularity, slots, statistics, .. } = &mut *state;
+        popularity[index].observe_batch(ids, self.n_used);
         if served {
-            let hits = |id: &&i32| occupants[index].iter().flatten().any(|o| *o == Some(**id as u32));
-            let n_hits = ids.iter().filter(hits).count() as u64;
+            let is_hit =
+                |id: &&i32| slots[index].iter().flatten().any(|slot| slot.holds() == Some(**id as u32));
+            let n_hits = ids.iter().filter(is_hit).count() as u64;
             statistics.hits += n_hits;
             statistics.misses += ids.len() as u64 - n_hits;
         }
     }
 
+    /// The slot that holds an expert, to copy from.
+    pub(crate) fn lend(&self, slots: &LayerSlots, expert: usize) -> Option<Lent<'_>> {
+        let (index, mut state) = (self.index(slots), self.state());
+        let (group, slot) = state.place(index, expert as u32)?;
+        state.n_lent[index] += 1;
+        Some(Lent { cache: self, index, group, slot })
+    }
+
+    /// Experts of a layer that deserve a slot, of those that the device `has` elsewhere, when a batch has taken `ids:
+    /// [n_used, n_tokens]`. The caller copies them there and [tells](Self::landed) of each; nobody uses their slots
+    /// meanwhile.
+    pub(crate) fn harvest(&self, slots: &LayerSlots, ids: &[i32], has: &[bool]) -> Vec<Move> {
+        if self.uploader.is_none() {
+            return Vec::new();
+        }
+        let (index, mut state) = (self.index(slots), self.state());
+        let mut popularity = state.popularity[index].clone();
+        popularity.observe_batch(ids, self.n_used);
+        state.harvest(&self.layers, index, &popularity, has)
+    }
+
+    /// A harvested expert is in its slot.
+    pub(crate) fn landed(&self, harvested: Move) {
+        let mut state = self.state();
+        state.set(harvested, Slot::Holds(harvested.expert));
+        state.statistics.promotions += 1;
+        state.statistics.harvested += 1;
+    }
+
     /// The expert that was moving is there, or does not come.
     fn land(&self, state: &mut State, outcome: Outcome) {
-        let Some(Move { layer, group, slot, expert }) = state.moving.take() else { return };
+        let Some(moved) = state.moving.take() else { return };
         match outcome {
             Outcome::Copied => {
-                state.occupants[layer][group][slot] = Some(expert);
-                self.write_tables(state, layer);
+                state.set(moved, Slot::Holds(moved.expert));
                 state.statistics.promotions += 1;
-                state.statistics.uploaded_bytes += self.layers[layer].expert_bytes(expert);
+                state.statistics.uploaded_bytes += self.layers[moved.layer].expert_bytes(moved.expert);
             }
             // Nobody asked for it. Where the file is gone, whoever asks for an expert will be told.
             Outcome::Failed => {
+                state.set(moved, Slot::Empty);
                 state.statistics.failures += 1;
                 state.rest = REST;
             }
@@ -229,57 +244,31 @@ impl SlotCache {
 
     /// Sends an expert on its way: one into an empty slot, or the one that gains most, if any gains enough.
     fn take_off(&self, state: &mut State, uploader: &Uploader) {
-        let Some(chosen) = self.vacancy(state).or_else(|| self.best_swap(state)) else { return };
+        let Some(chosen) = state.vacancy(&self.layers).or_else(|| state.best_swap(&self.layers)) else {
+            return;
+        };
         let Move { layer, group, slot, expert } = chosen;
-        let before = state.occupants[layer][group][slot].take();
-        if before.is_some() {
-            self.write_tables(state, layer);
-        }
+        let before = state.set(chosen, Slot::Coming(expert));
+        self.write_tables(state);
         let upload = Upload { slots: Arc::clone(&self.layers[layer]), group, slot, expert };
         if uploader.start(upload) {
             state.moving = Some(chosen);
-        } else if before.is_some() {
+        } else {
             // Nobody copies any more: what was there is still there.
-            state.occupants[layer][group][slot] = before;
-            self.write_tables(state, layer);
+            state.set(chosen, before);
         }
     }
 
-    /// The most popular expert for a slot that has none.
-    fn vacancy(&self, state: &State) -> Option<Move> {
-        for (layer, groups) in state.occupants.iter().enumerate() {
-            for (group, occupants) in groups.iter().enumerate() {
-                let Some(slot) = occupants.iter().position(Option::is_none) else { continue };
-                let inside: Vec<u32> = occupants.iter().flatten().copied().collect();
-                let best = state.popularity[layer].best(&inside, self.layers[layer].candidates(group));
-                return best.map(|expert| Move { layer, group, slot, expert });
-            }
+    /// Writes the tables that are behind, unless somebody computes with them.
+    fn write_tables(&self, state: &mut State) {
+        if state.n_running == 0 {
+            state.write_tables(&self.layers, self.bytes.pool());
         }
-        None
     }
 
-    /// The change of places that gains most.
-    fn best_swap(&self, state: &State) -> Option<Move> {
-        let mut best: Option<(Swap, usize, usize)> = None;
-        for (layer, slots) in self.layers.iter().enumerate() {
-            for (group, occupants) in state.occupants[layer].iter().enumerate() {
-                if !slots.may_move(group) {
-                    continue;
-                }
-                let inside: Vec<u32> = occupants.iter().flatten().copied().collect();
-                let swap = state.popularity[layer].swap(&inside, slots.candidates(group));
-                if let Some(swap) = swap.filter(|s| best.is_none_or(|(other, ..)| s.gain > other.gain)) {
-                    best = Some((swap, layer, group));
-                }
-            }
-        }
-        let (swap, layer, group) = best?;
-        let slot = state.occupants[layer][group].iter().position(|o| *o == Some(swap.leaves))?;
-        Some(Move { layer, group, slot, expert: swap.enters })
-    }
-
-    fn write_tables(&self, state: &State, layer: usize) {
-        self.layers[layer].write_tables(&state.occupants[layer], self.bytes.pool());
+    fn index(&self, slots: &LayerSlots) -> usize {
+        let index = self.layers.iter().position(|layer| layer.layer() == slots.layer());
+        index.expect("a layer with slots")
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

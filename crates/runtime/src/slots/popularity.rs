@@ -46,6 +46,14 @@ impl Popularity {
         }
     }
 
+    /// The tokens of a batch took `ids: [n_used, n_tokens]`.
+    ///
+    /// # Panics
+    /// When there is no such expert.
+    pub(crate) fn observe_batch(&mut self, ids: &[i32], n_used: usize) {
+        ids.chunks(n_used).for_each(|taken| self.observe(taken.iter().map(|id| *id as u32)));
+    }
+
     /// The most popular of the candidates that are not `inside`.
     pub fn best(&self, inside: &[u32], candidates: &[u32]) -> Option<u32> {
         let outside = candidates.iter().copied().filter(|e| !inside.contains(e));

@@ -64,18 +64,51 @@ fn one_slot(fails: &Arc<AtomicBool>) -> (SlotCache, [Tensor; 3]) {
     (SlotCache::new(Bytes::Streamed(pool), vec![Arc::new(layer)], 1, true, true), stacks)
 }
 
+/// What the table of the first layer says of the experts without a slot.
+fn missing(slots: &SlotCache) -> [f32; 2] {
+    let mut values = [0f32; 2];
+    slots.layers[0].missing.read_values(0, &mut values);
+    values
+}
+
+#[test]
+fn what_is_on_the_device_anyway_is_harvested_when_nobody_computes_with_the_slots() {
+    let (slots, _) = one_slot(&Arc::new(AtomicBool::new(true)));
+    let layer = Arc::clone(&slots.layers[0]);
+    let harvest = |has: [bool; 2]| slots.harvest(&layer, &[1; 40], &has);
+    assert_eq!(harvest([true, false]), [], "it is not there");
+    let running = slots.begin(true);
+    assert_eq!(harvest([true; 2]), [], "somebody computes with expert 0");
+    drop(running);
+    let lent = slots.lend(&layer, 0).expect("it has a slot");
+    assert_eq!(harvest([true; 2]), [], "somebody copies expert 0");
+    drop(lent);
+    let moved = harvest([true; 2]);
+    assert_eq!(moved, [Move { layer: 0, group: 0, slot: 0, expert: 1 }]);
+    assert_eq!(harvest([true; 2]), [], "it is on its way");
+    assert!(slots.lend(&layer, 0).is_none() && slots.lend(&layer, 1).is_none());
+    // Whoever computes meanwhile finds neither.
+    drop(slots.begin(true));
+    assert_eq!(missing(&slots), [1.0, 1.0]);
+    let running = slots.begin(true);
+    slots.landed(moved[0]);
+    assert_eq!(missing(&slots), [1.0, 1.0], "tables stay while somebody computes with them");
+    drop(running);
+    drop(slots.begin(true));
+    assert_eq!((missing(&slots), slots.experts()), ([1.0, 0.0], vec![(0, vec![1])]));
+    let told = slots.statistics();
+    assert_eq!((told.promotions, told.harvested, told.uploaded_bytes), (1, 1, 0));
+    assert_eq!(slots.harvest(&layer, &[0; 2], &[true; 2]), [], "two requests are not enough");
+}
+
 #[test]
 fn a_copy_that_can_not_be_read_leaves_the_slot_empty_until_it_can() {
     let fails = Arc::new(AtomicBool::new(true));
     let (slots, stacks) = one_slot(&fails);
-    let missing = || {
-        let mut values = [0f32; 2];
-        slots.layers[0].missing.read_values(0, &mut values);
-        values
-    };
+    let missing = || missing(&slots);
     assert_eq!((slots.experts(), missing()), (vec![(0, vec![0])], [0.0, 1.0]));
     slots.observe(0, &[1; 40], true);
-    drop(slots.begin());
+    drop(slots.begin(true));
     slots.settle();
     let told = slots.statistics();
     assert_eq!((told.failures, told.promotions, told.misses), (1, 0, 40));
@@ -84,10 +117,10 @@ fn a_copy_that_can_not_be_read_leaves_the_slot_empty_until_it_can() {
     fails.store(false, Ordering::Relaxed);
     for _ in 0..REST {
         assert_eq!(slots.statistics().promotions, 0, "it rests");
-        drop(slots.begin());
+        drop(slots.begin(true));
         slots.settle();
     }
-    drop(slots.begin());
+    drop(slots.begin(true));
     slots.settle();
     let told = slots.statistics();
     assert_eq!((told.failures, told.promotions), (1, 1));

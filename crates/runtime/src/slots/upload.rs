@@ -44,7 +44,7 @@ impl Bytes {
             match (self, slots.streamed) {
                 (Bytes::Streamed(pool), Some(layer)) => {
                     let mut use_tile = |at: usize, bytes: &[u8]| use_bytes(index, at, bytes);
-                    pool.read(layer, projection, expert as usize, &mut use_tile)?;
+                    pool.read(layer, projection, expert as usize, false, &mut use_tile)?;
                 }
                 (Bytes::Mapped(gguf), _) => {
                     let bytes = &gguf.mapping(source.part)[source.offset..source.offset + source.size];

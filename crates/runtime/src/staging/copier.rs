@@ -1,20 +1,18 @@
 //! The threads that copy experts to stacks.
 
 use super::layout::{Layer, Matrix};
-use super::sweep::{Item, N_PROJECTIONS, Outcome, Sweep};
+use super::sweep::{Item, Job, Kept, N_PROJECTIONS, Outcome, Sweep};
 use crate::Error;
+use crate::slots::SlotCache;
 use expert_pool::{Pool, Projection};
 use ggml::{CopyStream, Tensor};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// Bytes of pinned memory for each copier and device: enough to keep a bus busy, few enough to stop soon.
 pub(crate) const CHUNK_BYTES: usize = 8 << 20;
-
-/// Where an expert has a slot: group and number.
-pub(super) type Place = Option<(usize, usize)>;
 
 /// What was done so far.
 #[derive(Default)]
@@ -22,6 +20,7 @@ pub(super) struct Counted {
     pub n_layers: AtomicU64,
     pub host_bytes: AtomicU64,
     pub device_bytes: AtomicU64,
+    pub kept_bytes: AtomicU64,
 }
 
 /// What copiers work with.
@@ -33,36 +32,58 @@ pub(super) struct Shared {
     pub pool: Option<Arc<Pool>>,
     /// The session is asked to stop.
     pub stop: Arc<AtomicBool>,
-    /// Slots of each layer's experts, which stay as they are during a computation.
-    pub slots: Mutex<Vec<Vec<Place>>>,
+    pub slots: Option<Arc<SlotCache>>,
     pub counted: Counted,
 }
 
 /// Copies until the sweep is over, on a stream of its own for each device.
 pub(super) fn run(shared: &Shared, mut streams: Vec<CopyStream>) {
-    while let Some(item) = shared.sweep.take() {
-        let done = catch_unwind(AssertUnwindSafe(|| copy(shared, &mut streams, item)));
+    while let Some(job) = shared.sweep.take() {
+        let done = catch_unwind(AssertUnwindSafe(|| match &job {
+            Job::Copy(item) => copy(shared, &mut streams, *item),
+            Job::Keep(kept) => {
+                keep(shared, &mut streams, kept);
+                Ok(())
+            }
+        }));
         let outcome = match done {
             Ok(Ok(())) => Outcome::Arrived,
             Ok(Err(error)) => Outcome::Failed(error),
             Err(panic) => Outcome::Panicked(panic),
         };
-        shared.sweep.done(item, outcome);
+        match job {
+            Job::Copy(item) => shared.sweep.done(item, outcome),
+            Job::Keep(kept) => shared.sweep.kept(kept.layer, outcome),
+        }
+    }
+}
+
+/// Copies experts of a layer that deserve a slot there from its stack.
+fn keep(shared: &Shared, streams: &mut [CopyStream], kept: &Kept) {
+    let layer = &shared.layers[kept.layer];
+    let (Some(cache), Some(slots)) = (&shared.slots, &layer.slots) else { return };
+    let stack = &shared.stacks[layer.device][kept.stack];
+    for harvested in cache.harvest(slots, &kept.ids, &kept.has) {
+        let of_slots = &slots.groups[harvested.group].stacks;
+        for (matrix, to) in layer.experts[harvested.expert as usize].iter().zip(of_slots) {
+            let to = (to, harvested.slot * matrix.size);
+            streams[layer.device].copy_within((stack, matrix.offset), to, matrix.size);
+            shared.counted.kept_bytes.fetch_add(matrix.size as u64, Ordering::Relaxed);
+        }
+        cache.landed(harvested);
     }
 }
 
 fn copy(shared: &Shared, streams: &mut [CopyStream], item: Item) -> Result<(), Error> {
     let layer = &shared.layers[item.layer];
-    let stack = &shared.stacks[layer.device][layer.stack];
+    let stack = &shared.stacks[layer.device][item.stack];
     let matrix = &layer.experts[item.expert][item.projection];
     let stream = &mut streams[layer.device];
-    let place = {
-        let slots = shared.slots.lock().unwrap_or_else(|p| p.into_inner());
-        slots.get(item.layer).and_then(|places| places[item.expert])
-    };
-    if let (Some((group, slot)), Some(slots)) = (place, &layer.slots) {
-        let of_slots = &slots.groups[group].stacks[item.projection];
-        let from = (of_slots, slot * matrix.size);
+    let slots = shared.slots.as_ref().zip(layer.slots.as_ref());
+    let lent = slots.and_then(|(cache, slots)| Some((slots, cache.lend(slots, item.expert)?)));
+    if let Some((slots, lent)) = lent {
+        let of_slots = &slots.groups[lent.group].stacks[item.projection];
+        let from = (of_slots, lent.slot * matrix.size);
         stream.copy_within(from, (stack, matrix.offset), matrix.size);
         shared.counted.device_bytes.fetch_add(matrix.size as u64, Ordering::Relaxed);
     } else {
@@ -103,7 +124,7 @@ fn send(
     };
     const PROJECTIONS: [Projection; N_PROJECTIONS] = Projection::ALL;
     let mut is_stopped = false;
-    pool.read(streamed, PROJECTIONS[item.projection], item.expert, &mut |at, bytes| {
+    pool.read(streamed, PROJECTIONS[item.projection], item.expert, true, &mut |at, bytes| {
         let pieces = bytes.chunks(CHUNK_BYTES).enumerate();
         for (number, piece) in pieces {
             is_stopped = stopped();

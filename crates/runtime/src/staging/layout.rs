@@ -1,13 +1,10 @@
 //! Where each layer's experts lie in the stacks of its device, and where they come from.
 
-use super::sweep::{N_PROJECTIONS, Stop};
+use super::sweep::{N_PROJECTIONS, N_STACKS, Order, Stop};
 use crate::model::{ExpertBank, ExpertGroup, FeedForward, GroupRoute, Model};
 use crate::slots::LayerSlots;
 use ggml::{Buffer, BufferType, Context, Device, Tensor, Type};
 use std::sync::Arc;
-
-/// Stacks of a device: while one is computed with, the next layer is copied into the other.
-pub(crate) const N_STACKS: usize = 2;
 
 /// One projection of an expert.
 pub(super) struct Matrix {
@@ -23,25 +20,30 @@ pub(super) struct Matrix {
 /// A layer whose experts are staged.
 pub(super) struct Layer {
     pub device: usize,
-    /// Number of its stack on the device.
-    pub stack: usize,
+    /// How many layers of the device come before it.
+    turn: usize,
     /// By number of the expert.
     pub experts: Vec<[Matrix; N_PROJECTIONS]>,
     pub slots: Option<Arc<LayerSlots>>,
     /// The layer's number in the pool that its experts come from.
     pub streamed: Option<usize>,
-    /// Gate, up and down, in the stack.
-    pub banks: [ExpertBank; N_PROJECTIONS],
-    /// The banks' tensors and where they begin in the stack.
-    places: Vec<(Tensor, usize)>,
+    /// Gate, up and down, in each of the device's stacks.
+    banks: [[ExpertBank; N_PROJECTIONS]; N_STACKS],
+    /// The banks' tensors: number of the stack, and where they begin there.
+    places: Vec<(Tensor, usize, usize)>,
 }
 
 impl Layer {
+    /// Gate, up and down where this order has them.
+    pub fn banks(&self, order: Order) -> &[ExpertBank; N_PROJECTIONS] {
+        &self.banks[order.stack(self.device, self.turn)]
+    }
+
     /// Whether experts may be left out that nobody chose. Not where kernels read beyond the end of one into the next, nor
     /// where those of other groups are computed too and masked: what is there must be numbers.
     fn may_skip(&self) -> bool {
         let is_padded = |matrices: &[Matrix; N_PROJECTIONS]| matrices.iter().any(|m| m.padding > 0);
-        !self.experts.iter().any(is_padded) && self.banks.iter().all(|bank| bank.groups.len() == 1)
+        !self.experts.iter().any(is_padded) && self.banks[0].iter().all(|bank| bank.groups.len() == 1)
     }
 }
 
@@ -75,8 +77,8 @@ impl Layout {
             staged: vec![None; weights.layers.len()],
             stack_bytes: vec![0; model.placement().devices().len()],
             tables: Vec::new(),
-            // A tensor and two tables for each group, and the stacks.
-            context: Context::new(3 * n_groups + N_STACKS * model.placement().devices().len()),
+            // Two tables and a tensor in each stack for each group, and the stacks.
+            context: Context::new((2 + N_STACKS) * n_groups + N_STACKS * model.placement().devices().len()),
         };
         for (number, layer) in weights.layers.iter().enumerate() {
             let place = model.placement().place_cache(number as u32);
@@ -98,19 +100,20 @@ impl Layout {
         let n_expert = banks(ffn)[0].iter().map(|group| group.weights.ne()[2]).sum();
         let mut experts: Vec<[Option<Matrix>; N_PROJECTIONS]> =
             (0..n_expert).map(|_| std::array::from_fn(|_| None)).collect();
-        let (mut end, mut groups_of, mut tables, mut places) = (0usize, Vec::new(), Vec::new(), Vec::new());
+        let (mut end, mut tables, mut places) = (0usize, Vec::new(), Vec::new());
+        let mut staged: [[ExpertBank; N_PROJECTIONS]; N_STACKS] = Default::default();
         for (projection, groups) in banks(ffn).into_iter().enumerate() {
-            let mut staged = Vec::new();
             for (index, group) in groups.iter().enumerate() {
                 let name = format!("blk.{number}.staged{projection}.group{index}");
                 let ne = group.weights.ne();
-                let tensor = self.context.tensor(&name, group.weights.ty(), &ne[..3]);
-                if !self.devices[device].multiplies_from(memory, &tensor, true) {
+                let tensors: [Tensor; N_STACKS] =
+                    std::array::from_fn(|_| self.context.tensor(&name, group.weights.ty(), &ne[..3]));
+                let tensor = &tensors[0];
+                if !self.devices[device].multiplies_from(memory, tensor, true) {
                     return;
                 }
                 let start = end.next_multiple_of(memory.alignment());
-                end = start + memory.alloc_size(&tensor);
-                places.push((tensor.clone(), start));
+                end = start + memory.alloc_size(tensor);
                 let size = tensor.nb()[2];
                 for member in 0..ne[2] {
                     let expert = group.members.get(member).map_or(member, |expert| *expert as usize);
@@ -122,9 +125,12 @@ impl Layout {
                 }
                 let route =
                     (groups.len() > 1).then(|| self.route(&name, &group.members, n_expert, &mut tables));
-                staged.push(ExpertGroup { weights: tensor, members: group.members.clone(), route });
+                for (stack, (banks, weights)) in staged.iter_mut().zip(tensors).enumerate() {
+                    places.push((weights.clone(), stack, start));
+                    let group = ExpertGroup { weights, members: group.members.clone(), route: route.clone() };
+                    banks[projection].groups.push(group);
+                }
             }
-            groups_of.push(ExpertBank { groups: staged });
         }
         let whole = |expert: [Option<Matrix>; N_PROJECTIONS]| {
             let mut matrices = expert.into_iter().flatten();
@@ -133,16 +139,15 @@ impl Layout {
         };
         self.stack_bytes[device] = self.stack_bytes[device].max(end);
         self.tables.extend(tables.into_iter().map(|table| (device, table)));
-        let n_before = self.layers.iter().filter(|layer| layer.device == device).count();
         self.staged[number] = Some(self.layers.len());
         self.layers.push(Layer {
             device,
-            stack: n_before % N_STACKS,
+            turn: self.layers.iter().filter(|layer| layer.device == device).count(),
             experts: experts.into_iter().map(whole).collect(),
             slots: slots.clone(),
             streamed: *streamed,
             places,
-            banks: groups_of.try_into().unwrap_or_else(|_| unreachable!("three projections")),
+            banks: staged,
         });
     }
 
@@ -162,9 +167,10 @@ impl Layout {
     /// For each layer what the order of copying depends on.
     pub fn stops(&self) -> Vec<Stop> {
         let of_layer = |layer: &Layer| Stop {
-            stack: layer.device * N_STACKS + layer.stack,
+            device: layer.device,
             n_expert: layer.experts.len(),
             may_skip: layer.may_skip(),
+            has_slots: layer.slots.is_some(),
         };
         self.layers.iter().map(of_layer).collect()
     }
@@ -182,9 +188,10 @@ impl Layout {
                 let tensors = std::slice::from_ref(&bytes);
                 let buffer = Buffer::allocate(device.buffer_type(), tensors, "staging of experts")?;
                 buffer.set_weights();
-                for layer in self.layers.iter().filter(|l| l.device == index && l.stack == stack) {
-                    layer.places.iter().for_each(|(tensor, offset)| buffer.place(tensor, *offset));
-                }
+                let places = self.layers.iter().filter(|l| l.device == index).flat_map(|l| &l.places);
+                places
+                    .filter(|(_, of, _)| *of == stack)
+                    .for_each(|(tensor, _, at)| buffer.place(tensor, *at));
                 Ok(bytes)
             });
             stacks.push(of_device.collect::<Result<_, ggml::Error>>()?);

@@ -8,7 +8,14 @@
 //! In the graph a layer's products take their operands from its stack, and the choice of experts from a gate: a node on
 //! the CPU that gives on what the router chose as soon as all that was chosen is there. ggml's scheduler waits for the
 //! device before it copies the choice to the gate, and launches the products after it; so when a gate is reached, all before it is
-//! computed, and the stack of the layer before may be filled anew. A layer takes the longer of copying and computing.
+//! computed, and the stack of the layer before may be filled anew. A layer takes the longer of copying and computing, and the
+//! first layer of a micro-batch is copied during the last of the one before.
+//!
+//! What has arrived may be worth more than the experts in the device's slots: before a stack is filled anew, such experts
+//! are copied to slots from there, without a byte from the host.
+//!
+//! Stacks belong to a session: with several of one model, each takes memory for its own and copies for itself. (The programs
+//! have one at a time.) Where that is too much, [`StageExperts::Never`](crate::StageExperts::Never) leaves a session without.
 
 mod copier;
 mod layout;
@@ -20,11 +27,11 @@ pub(crate) use copier::CHUNK_BYTES;
 use copier::{Counted, Shared};
 use ggml::{BufferType, CopyStream, Graph, RowKernel, Rows, Sources, Tensor};
 use layout::Layout;
-pub(crate) use layout::N_STACKS;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use sweep::Sweep;
+pub(crate) use sweep::{N_STACKS, Order};
 
 /// Threads that copy. One alone does not use all of a bus, as it also copies into pinned memory; and reads from a file
 /// want to be several.
@@ -60,7 +67,7 @@ impl Planned {
         let sweep = Sweep::new(layout.stops());
         let Layout { layers, staged, devices, .. } = layout;
         let pool = model.expert_pool().cloned();
-        let slots = std::sync::Mutex::default();
+        let slots = model.slots().cloned();
         let counted = Counted::default();
         let shared = Arc::new(Shared { sweep, layers, stacks, pool, stop, slots, counted });
         let mut staging = Staging { shared, staged, copiers: Vec::new() };
@@ -91,6 +98,8 @@ pub struct StagingStatistics {
     pub host_bytes: u64,
     /// Bytes copied from slots on the device.
     pub device_bytes: u64,
+    /// Bytes copied to slots, from the stacks.
+    pub kept_bytes: u64,
 }
 
 /// The stacks of a session and the threads that fill them.
@@ -116,34 +125,31 @@ impl Staging {
         self.staged[layer].is_some()
     }
 
-    /// Gate, up and down of a layer in its stack, and the experts `ids: [n_used, n_tokens]` that were chosen there, which
+    /// The order in which the next computation takes the stacks.
+    pub fn order(&self) -> Order {
+        self.shared.sweep.order()
+    }
+
+    /// Gate, up and down of a layer in its stack by `order`, and the experts `ids: [n_used, n_tokens]` that were chosen there, which
     /// become known when they have arrived.
     ///
     /// # Panics
     /// When the layer is not staged.
-    pub fn layer(&self, g: &Graph, layer: usize, ids: &Tensor) -> ([&ExpertBank; 3], Tensor) {
+    pub fn layer(&self, g: &Graph, layer: usize, order: Order, ids: &Tensor) -> ([&ExpertBank; 3], Tensor) {
         let index = self.staged[layer].unwrap_or_else(|| panic!("layer {layer} is not staged"));
         let gate = Gate { shared: Arc::clone(&self.shared), layer: index };
         let [n_used, n_tokens, ..] = ids.ne();
         let ids = g.custom_ints(&[n_used, n_tokens], &[ids], Arc::new(gate));
         g.name(&ids, &format!("staged-{layer}"));
-        let [gate, up, down] = &self.shared.layers[index].banks;
+        let [gate, up, down] = self.shared.layers[index].banks(order);
         ([gate, up, down], ids)
     }
 
-    /// Begins to copy for a computation that passes the gates of the first `n_layers` staged layers. Slots must not
-    /// change until [`finish`](Self::finish).
-    pub fn begin(&self, model: &Model, n_layers: usize) {
-        let slots = model.slots().map(|slots| {
-            let places = |layer: &layout::Layer| match &layer.slots {
-                Some(of_layer) => slots.places(of_layer),
-                None => vec![None; layer.experts.len()],
-            };
-            self.shared.layers.iter().map(places).collect()
-        });
-        *self.shared.slots.lock().unwrap_or_else(|p| p.into_inner()) = slots.unwrap_or_default();
+    /// Begins to copy for a computation that passes the gates of the first `n_layers` staged layers, with stacks in the
+    /// present [order](Self::order); `goes_on` where another such computation follows.
+    pub fn begin(&self, n_layers: usize, goes_on: bool) {
         self.shared.counted.n_layers.fetch_add(n_layers as u64, Ordering::Relaxed);
-        self.shared.sweep.begin(n_layers);
+        self.shared.sweep.begin(n_layers, goes_on);
     }
 
     /// What was copied so far.
@@ -155,6 +161,7 @@ impl Staging {
             n_layers: counted.n_layers.load(Ordering::Relaxed),
             host_bytes: counted.host_bytes.load(Ordering::Relaxed),
             device_bytes: counted.device_bytes.load(Ordering::Relaxed),
+            kept_bytes: counted.kept_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -180,7 +187,11 @@ impl RowKernel for Gate {
         let n_used = sources.ne(0)[0];
         while let Some((index, row)) = rows.take() {
             let ids = &ids[index * n_used..(index + 1) * n_used];
-            row.chunks_exact_mut(4).zip(ids).for_each(|(bytes, id)| bytes.copy_from_slice(&id.to_ne_bytes()));
+            for (bytes, id) in row.chunks_exact_mut(4).zip(ids) {
+                // A device that was stopped leaves any numbers. Nobody wants what follows, but it must be experts.
+                let id = if self.shared.sweep.has_expert(self.layer, *id) { *id } else { 0 };
+                bytes.copy_from_slice(&id.to_ne_bytes());
+            }
         }
     }
 }

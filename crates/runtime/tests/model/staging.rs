@@ -8,6 +8,7 @@ use crate::fixture::*;
 use crate::streaming::least_pool;
 use convert::ExpertLayout::{Split, Stacked};
 use runtime::residency::{ExpertSlots, PlacementOptions};
+use runtime::slots::Popularity;
 use runtime::{ExpertStaging, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
 use std::path::Path;
 use std::sync::Arc;
@@ -157,6 +158,11 @@ fn streamed_experts_are_staged_from_the_pool_or_the_file() {
                 let (found, [n_layers, _, device_bytes]) = answers_of(&model, &staged(35, Some(32)));
                 assert_eq!(difference(&expected, &found), 0.0, "{layout:?}, pool of {pool}, {n_slots} slots");
                 assert_eq!((n_layers, device_bytes > 0), (6, n_slots > 0));
+                // Two micro-batches, each of which reads a tile once at most; what finds room is read once for both.
+                let n_sweeps = if pool > 1 << 40 { 1 } else { 2 };
+                let in_pages = expert_bytes(&model) + 36 * 2 * 4096;
+                let read_bytes = model.expert_pool().expect("it is streamed").statistics().read_bytes;
+                assert!(read_bytes <= n_sweeps * in_pages, "{read_bytes} bytes, {n_sweeps} times {in_pages}");
             }
         }
     }
@@ -182,10 +188,13 @@ fn without_memory_for_stacks_the_cpu_computes() {
     // Room for the other weights and the context, but not for two layers of three.
     let device = stand_in(n_bytes / 3 + (4 << 20));
     let model = load(&file.path, &on_device(device, on_host));
-    let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+    let must = Session::new(&model, &staged(35, Some(32))).err().expect("no room for stacks").to_string();
+    let may = SessionOptions { stage_experts: StageExperts::AutoFrom(32), ..staged(35, None) };
+    let mut session = Session::new(&model, &may).expect("a session");
     let ExpertStaging::Failed(error) = session.expert_staging() else { panic!("room for stacks") };
     let text = error.to_string();
     assert!(text.contains(&device.name()) && text.contains("staging"), "{text}");
+    assert_eq!(text, must);
     let expected = {
         let model = load(&file.path, &plain());
         all_logits(&mut Session::new(&model, &staged(35, None)).expect("a session"))
@@ -253,4 +262,123 @@ fn sessions_stage_at_once() {
             assert_eq!(difference(&expected, &one.join().expect("computed")), 0.0);
         }
     });
+}
+
+/// Micro-batches whose logits nobody wants leave the last layer out, so that stacks change their order.
+#[test]
+fn a_long_prompt_is_read_by_micro_batches_of_several_shapes() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("q4_k", Stacked);
+    let read = |session: &mut Session| {
+        let tokens: Vec<u32> = prompt(session.model()).into_iter().cycle().take(N_TOKENS).collect();
+        let mut found = Vec::new();
+        for (part, wanted) in [(0..40, Logits::None), (40..65, Logits::Last), (65..N_TOKENS, Logits::All)] {
+            session.decode(&tokens[part], wanted).expect("read");
+            found.extend((0..session.n_outputs()).map(|token| session.logits(token).to_vec()));
+        }
+        found
+    };
+    let model = load(&file.path, &on_device(device, |_| ()));
+    let expected = read(&mut Session::new(&model, &staged(10, None)).expect("a session"));
+    let model = load(&file.path, &on_device(device, on_host));
+    let mut session = Session::new(&model, &staged(10, Some(1))).expect("a session");
+    for round in 0..3 {
+        session.truncate(0);
+        assert_eq!(difference(&expected, &read(&mut session)), 0.0, "round {round}");
+    }
+}
+
+/// By the policy that moves single experts, and without a byte from the host.
+#[test]
+fn slots_hold_what_a_prompt_used_most_when_it_is_read() {
+    let device = stand_in(64 << 20);
+    for layout in [Stacked, Split] {
+        let file = tiny_moe("q4_k", layout);
+        let expected = resident(&file.path, device, 35);
+        let all_on_device = load(&file.path, &on_device(device, |_| ()));
+        let mut watched = Session::new(&all_on_device, &staged(35, None)).expect("a session");
+        watched.record_routing(true);
+        all_logits(&mut watched);
+        let mut popularity = vec![Popularity::new(4); 3];
+        for layer in watched.take_routing() {
+            layer.experts.chunks(2).for_each(|taken| popularity[layer.layer].observe(taken.iter().copied()));
+        }
+        // The worst that there are.
+        let worst = |layer: &Popularity, n: usize| -> Vec<u32> {
+            let mut best: Vec<u32> = Vec::new();
+            while let Some(next) = layer.best(&best, &[0, 1, 2, 3]) {
+                best.push(next);
+            }
+            best.split_off(4 - n)
+        };
+        let first: Vec<Vec<u32>> = popularity.iter().zip([2, 1, 2]).map(|(p, n)| worst(p, n)).collect();
+        for pool in [None, Some(least_pool(&file.path))] {
+            let slots = |placement: &mut PlacementOptions| {
+                placement.expert_slots = Some(ExpertSlots::Experts(first.clone()));
+                placement.fixed_experts = false;
+            };
+            let model =
+                load(&file.path, &ModelOptions { expert_pool_bytes: pool, ..on_device(device, slots) });
+            let mut session = Session::new(&model, &staged(35, Some(32))).expect("a session");
+            assert_eq!(difference(&expected, &all_logits(&mut session)), 0.0, "{layout:?}, {pool:?}");
+            let slots = model.slots().expect("slots");
+            let moved = slots.statistics();
+            assert!(moved.harvested > 0 && moved.promotions == moved.harvested, "{moved:?}");
+            assert_eq!(moved.uploaded_bytes, 0);
+            let ExpertStaging::Ready(copied) = session.expert_staging() else { panic!("not staged") };
+            assert!(copied.kept_bytes > 0, "{copied:?}");
+            for ((layer, inside), first) in slots.experts().into_iter().zip(&first) {
+                assert_eq!(
+                    popularity[layer].swap(&inside, &[0, 1, 2, 3]),
+                    None,
+                    "{inside:?} in layer {layer}"
+                );
+                assert_eq!(inside.len(), first.len());
+            }
+            // What is in slots now is what the tables say, for batches and single tokens.
+            assert_eq!(difference(&expected, &all_logits(&mut session)), 0.0, "{layout:?}, {pool:?}");
+            let by_tables = |session: &mut Session| {
+                session.truncate(0);
+                let tokens: Vec<u32> = prompt(session.model());
+                session.decode(&tokens[..4], Logits::All).expect("read");
+                (0..4).map(|token| session.logits(token).to_vec()).collect::<Vec<_>>()
+            };
+            let (found, whole) = (by_tables(&mut session), by_tables(&mut watched));
+            let worst = difference(&whole, &found);
+            assert!(worst < 0.5, "a logit differs by {worst}");
+            assert!(slots.statistics().hits > 0);
+        }
+    }
+}
+
+/// Stopped at any moment, it says so or was through; and what it computes afterwards is right.
+#[test]
+fn a_stop_while_experts_are_copied_breaks_nothing() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("f32", Stacked);
+    let expected = resident(&file.path, device, 10);
+    for pool in [None, Some(least_pool(&file.path))] {
+        let model = load(&file.path, &ModelOptions { expert_pool_bytes: pool, ..on_device(device, on_host) });
+        let mut session = Session::new(&model, &staged(10, Some(10))).expect("a session");
+        let tokens: Vec<u32> = prompt(&model).into_iter().cycle().take(N_TOKENS).collect();
+        let stop = session.stop_flag();
+        let mut n_stopped = 0;
+        for delay in 0..12 {
+            session.truncate(0);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_millis(3 * delay));
+                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                });
+                match session.decode(&tokens, Logits::All) {
+                    Ok(()) => {}
+                    Err(runtime::Error::Stopped) => n_stopped += 1,
+                    Err(other) => panic!("{other}"),
+                }
+            });
+            stop.store(false, std::sync::atomic::Ordering::Relaxed);
+        }
+        assert!(n_stopped > 0, "it stops at once where the flag is set before");
+        assert_eq!(difference(&expected, &all_logits(&mut session)), 0.0, "{pool:?}");
+    }
 }

@@ -44,7 +44,7 @@ pub struct ContextArgs {
     pub cache_type_v: Option<TensorType>,
 
     /// Which prompts GPUs read with the experts that are on the CPU, copied to them in time: batches (-ub) of so many tokens
-    /// and more, off, or auto: as measured when the model is loaded
+    /// and more, off, or auto: as measured when the model is loaded, and none where their memory is short
     #[arg(long, value_name = "N", default_value = "auto", value_parser = stage_experts)]
     pub stage_experts: StageExperts,
 

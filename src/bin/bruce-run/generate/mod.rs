@@ -101,10 +101,11 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         if let (Some(slots), Some(before)) = (model.slots(), before) {
             let done = slots.statistics().since(&before);
             eprintln!(
-                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} copied{}",
+                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} of them with prompts, {} copied for the others{}",
                 100.0 * done.hit_rate(),
                 done.hits + done.misses,
                 done.promotions,
+                done.harvested,
                 bruce::size::bytes(done.uploaded_bytes),
                 if done.failures > 0 {
                     format!(", {} could not be read", done.failures)
