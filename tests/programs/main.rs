@@ -16,6 +16,7 @@ mod faults_output;
 mod faults_system;
 mod gguf_input;
 mod golden;
+mod gpu;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod measure;
