@@ -65,6 +65,12 @@ pub enum Error {
     /// Reader threads can't be started.
     #[error("threads that read experts can't be started: {0}")]
     Threads(std::io::Error),
+    /// Nobody reads any more: a reader has failed in a way that is no fault of the files.
+    #[error("experts can't be read any more: {0}")]
+    Readers(String),
+    /// There is no io_uring, and nothing else was to do.
+    #[error("experts can't be read through io_uring: {0}")]
+    Uring(std::io::Error),
     /// The computation was stopped by its flag.
     #[error("stopped")]
     Stopped,

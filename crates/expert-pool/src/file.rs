@@ -1,6 +1,7 @@
 //! Files read by position and past the page cache, where the system can.
 
 use crate::Error;
+use crate::buffer::{self, PAGE};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,12 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// As the system has it.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// The file behind it, where reading that gives the same and leaves the system's cache alone; asked before every read.
+    /// Others may then read from it by position, at any time.
+    fn file(&self) -> Option<&File> {
+        None
+    }
 }
 
 /// The files of a model, and how they are read.
@@ -41,42 +48,22 @@ impl Files {
         Files { files }
     }
 
-    /// Fills `window` with the file's bytes from `start` on, and at least the first `needed` of them. `what` names the
-    /// tensor in errors.
-    pub(crate) fn read(
-        &self,
-        file: usize,
-        start: u64,
-        needed: usize,
-        window: &mut [u8],
-        what: &str,
-    ) -> Result<(), Error> {
-        let (path, source) = &self.files[file];
-        let mut done = 0;
-        while done < needed {
-            // After a short read the next begins at a page again, as direct reading demands.
-            let from = done / crate::buffer::PAGE * crate::buffer::PAGE;
-            let fail = |source| Error::Read {
-                path: path.clone(),
-                tensor: what.to_owned(),
-                offset: start + from as u64,
-                n_bytes: needed - from,
-                source,
-            };
-            match source.read_at(&mut window[from..], start + from as u64) {
-                Ok(n) if from + n > done => done = from + n,
-                Ok(_) => {
-                    return Err(Error::Truncated {
-                        path: path.clone(),
-                        tensor: what.to_owned(),
-                        offset: start,
-                        n_bytes: needed,
-                        end: start + done as u64,
-                    });
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(fail(error)),
-            }
+    /// Whether all are files that others may read from, as [`ReadAt::file`] has it.
+    pub(crate) fn are_plain(&self) -> bool {
+        self.files.iter().all(|(_, source)| source.file().is_some())
+    }
+
+    /// As [`ReadAt::file`].
+    pub(crate) fn file(&self, file: usize) -> Option<&File> {
+        self.files[file].1.file()
+    }
+
+    /// Fills `memory` with the rest of a window. `what` names the tensor in errors.
+    pub(crate) fn read(&self, window: &mut Window, memory: &mut [u8], what: &str) -> Result<(), Error> {
+        while let Some(from) = window.next() {
+            let offset = window.start + from as u64;
+            let result = self.files[window.file].1.read_at(&mut memory[from..window.len()], offset);
+            window.note(self, what, result)?;
         }
         Ok(())
     }
@@ -94,19 +81,80 @@ impl Files {
         use_bytes: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<(), Error> {
         const PIECE: usize = 8 << 20;
-        let page = crate::buffer::PAGE as u64;
+        let page = PAGE as u64;
         let memory_bytes = PIECE.min(size_bytes as usize).next_multiple_of(page as usize) + page as usize;
-        let mut memory = crate::buffer::allocate(memory_bytes)
+        let mut memory = buffer::allocate(memory_bytes)
             .map_err(|source| Error::Memory { size_bytes: memory_bytes, source })?;
         let mut done = 0u64;
         while done < size_bytes {
             let n = (size_bytes - done).min(PIECE as u64) as usize;
             let start = (offset + done) / page * page;
             let skip = (offset + done - start) as usize;
-            let window = &mut memory[..(skip + n).next_multiple_of(page as usize)];
-            self.read(file, start, skip + n, window, name)?;
+            self.read(&mut Window::new(file, start, skip + n), &mut memory, name)?;
             use_bytes(done as usize, &memory[skip..skip + n]);
             done += n as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Whole pages of a file on their way into memory, by as many reads as the system makes of it.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// Index of the file.
+    pub file: usize,
+    /// Where it begins there, in bytes: at a page.
+    pub start: u64,
+    /// Bytes that must arrive; the rest of the last page may lie behind the end of the file.
+    needed: usize,
+    /// Bytes that have arrived.
+    done: usize,
+}
+
+impl Window {
+    pub fn new(file: usize, start: u64, needed: usize) -> Window {
+        Window { file, start, needed, done: 0 }
+    }
+
+    /// Bytes of its pages.
+    pub fn len(&self) -> usize {
+        self.needed.next_multiple_of(PAGE)
+    }
+
+    /// Where in the window the next read begins: at a page again, as direct reading demands. None when all is there.
+    pub fn next(&self) -> Option<usize> {
+        (self.done < self.needed).then_some(self.done / PAGE * PAGE)
+    }
+
+    /// Takes note of what the read that began at [`next`](Self::next) gave; one that was interrupted is to be repeated.
+    /// `what` names the tensor in errors.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Truncated`].
+    pub fn note(&mut self, files: &Files, what: &str, result: io::Result<usize>) -> Result<(), Error> {
+        let from = self.done / PAGE * PAGE;
+        let path = || files.files[self.file].0.clone();
+        match result {
+            Ok(n) if from + n > self.done => self.done = from + n,
+            Ok(_) => {
+                return Err(Error::Truncated {
+                    path: path(),
+                    tensor: what.to_owned(),
+                    offset: self.start,
+                    n_bytes: self.needed,
+                    end: self.start + self.done as u64,
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => {
+                return Err(Error::Read {
+                    path: path(),
+                    tensor: what.to_owned(),
+                    offset: self.start + from as u64,
+                    n_bytes: self.needed - from,
+                    source,
+                });
+            }
         }
         Ok(())
     }
@@ -123,13 +171,16 @@ struct ModelFile {
 impl ModelFile {
     fn open(path: &Path) -> io::Result<ModelFile> {
         let buffered = File::open(path)?;
-        Ok(ModelFile { direct: open_direct(path).ok(), buffered, refused: AtomicBool::new(false) })
+        let file = ModelFile { direct: open_direct(path).ok(), buffered, refused: AtomicBool::new(false) };
+        // Finds out whether direct reading is refused. Other errors come back when the bytes are wanted.
+        let _ = file.read_at(&mut buffer::allocate(PAGE)?, 0);
+        Ok(file)
     }
 }
 
 impl ReadAt for ModelFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        if let Some(direct) = self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed)) {
+        if let Some(direct) = self.file() {
             match read_at(direct, buffer, offset) {
                 // What a file system says that opens files for direct reading and then can't.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -141,6 +192,10 @@ impl ReadAt for ModelFile {
         let n = read_at(&self.buffered, buffer, offset)?;
         forget(&self.buffered, offset, n);
         Ok(n)
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Experts of a model that is larger than the memory: read from the file when a token takes them, and kept while they are
 //! worth it.
 //!
-//! The unit is a tile: whole rows of one projection of one expert, 1 to 2 MiB. Reader threads fetch tiles past the page
+//! The unit is a tile: whole rows of one projection of one expert, 1 to 2 MiB. [Readers] fetch tiles past the page
 //! cache into slots of anonymous memory, all of one size that suits the model's matrices; threads that compute wait for the tiles of a [`Lease`], multiply, and give
 //! them back. What stays is decided by how often an expert was taken lately, over all layers together: an expert's chance
 //! to be taken by the next token is comparable between layers, and the last time it was taken is not (a token's sweep over
@@ -30,6 +30,7 @@ mod file;
 mod layout;
 mod pass;
 mod pool;
+mod reader;
 mod state;
 mod statistics;
 
@@ -37,5 +38,6 @@ pub use error::Error;
 pub use file::{Files, ReadAt, open_direct};
 pub use layout::{LayerSource, MatrixSource, Projection};
 pub use pass::{Group, Pass};
-pub use pool::{Lease, N_READERS, Options, Pool, Turn};
+pub use pool::{Lease, Options, Pool, Turn};
+pub use reader::{N_READERS, Readers};
 pub use statistics::Statistics;

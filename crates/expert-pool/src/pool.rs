@@ -1,12 +1,14 @@
 //! The pool itself: the state behind its lock, threads that read, and threads that wait.
 
 use crate::Error;
-use crate::buffer::{self, Bytes, PAGE};
-use crate::file::Files;
+use crate::buffer::{self, Bytes};
+use crate::file::{Files, Window};
 use crate::layout::{LayerSource, Layout, Projection};
 use crate::pass::Pass;
-use crate::state::{Job, Request, State};
+use crate::reader::{self, Bell, Readers};
+use crate::state::{Depth, Request, State};
 use crate::statistics::Statistics;
+use memmap2::MmapMut;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -18,17 +20,14 @@ use std::time::Duration;
 pub struct Options {
     /// Memory for experts, in bytes.
     pub size_bytes: u64,
-    /// Threads that read.
-    pub n_readers: usize,
+    /// Who reads.
+    pub readers: Readers,
 }
-
-/// Threads that read, usually. Measured on a disk of 1.5 GB/s: two to eight reads of 1 or 2 MiB at once gave the same.
-pub const N_READERS: usize = 4;
 
 impl Options {
     /// A pool of this size.
     pub fn of_size(size_bytes: u64) -> Options {
-        Options { size_bytes, n_readers: N_READERS }
+        Options { size_bytes, readers: Readers::Auto }
     }
 }
 
@@ -38,23 +37,58 @@ const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// Experts in memory, and readers for the others.
 pub struct Pool {
     shared: Arc<Shared>,
-    readers: Vec<JoinHandle<()>>,
+    readers: Readers,
+    threads: Vec<JoinHandle<()>>,
     turn: Mutex<()>,
 }
 
-struct Shared {
-    layout: Arc<Layout>,
-    files: Files,
+/// What those who compute and those who read have in common.
+pub(crate) struct Shared {
+    pub layout: Arc<Layout>,
+    pub files: Files,
     state: Mutex<State>,
     /// Readers may have something to do.
-    work: Condvar,
+    pub bell: Bell,
     /// A tile has arrived, or none will.
-    ready: Condvar,
+    pub ready: Condvar,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// With this memory for tiles, each of [`Layout::slot_bytes`].
+    pub fn new(files: Files, layout: Arc<Layout>, memory: Vec<MmapMut>, depth: Depth) -> Shared {
+        let state = Mutex::new(State::new(Arc::clone(&layout), memory, depth));
+        Shared { layout, files, state, bell: Bell::new(), ready: Condvar::new() }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Lets those who read come to an end.
+    fn shut_down(&self) {
+        self.lock().shutdown = true;
+        self.bell.ring();
+    }
+
+    /// The pages that a tile lies in.
+    pub fn window(&self, tile: usize) -> Window {
+        let place = &self.layout.tiles[tile];
+        Window::new(place.file, place.start, place.needed())
+    }
+
+    /// The name of the tensor that a tile belongs to.
+    pub fn tensor(&self, tile: usize) -> &str {
+        &self.layout.matrices[self.layout.tiles[tile].matrix].name
+    }
+
+    /// Fills the beginning of `memory` with the pages that a tile lies in, and says how many bytes that are.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Truncated`].
+    pub fn read_tile(&self, tile: usize, memory: &mut [u8]) -> Result<usize, Error> {
+        let mut window = self.window(tile);
+        self.files.read(&mut window, memory, self.tensor(tile))?;
+        Ok(window.len())
     }
 }
 
@@ -62,13 +96,13 @@ impl Pool {
     /// A pool for these layers, whose matrices lie in `files`, with its readers at work.
     ///
     /// # Errors
-    /// [`Error::TooSmall`], [`Error::Memory`], [`Error::Threads`].
+    /// [`Error::TooSmall`], [`Error::Memory`], [`Error::Threads`]; [`Error::Uring`] where [`Readers::Uring`] can't be had.
     ///
     /// # Panics
     /// When a layer's projections don't match.
     pub fn new(files: Files, layers: &[LayerSource], options: Options) -> Result<Pool, Error> {
         let layout = Arc::new(Layout::new(layers));
-        let n_readers = options.n_readers.max(1);
+        let n_readers = options.readers.n_least();
         let needed_bytes = least_bytes(&layout, n_readers);
         if options.size_bytes < needed_bytes {
             return Err(Error::TooSmall { found_bytes: options.size_bytes, needed_bytes });
@@ -76,27 +110,30 @@ impl Pool {
         let size_bytes = options.size_bytes.min(layout.all_bytes() as u64) as usize;
         let memory = buffer::slots(size_bytes / layout.slot_bytes, layout.slot_bytes)
             .map_err(|source| Error::Memory { size_bytes, source })?;
-        let state = Mutex::new(State::new(Arc::clone(&layout), memory));
-        let shared = Shared { layout, files, state, work: Condvar::new(), ready: Condvar::new() };
-        let mut pool = Pool { shared: Arc::new(shared), readers: Vec::new(), turn: Mutex::new(()) };
-        for number in 0..n_readers {
-            let shared = Arc::clone(&pool.shared);
-            let reader = std::thread::Builder::new().name(format!("expert reader {number}"));
-            pool.readers.push(reader.spawn(move || read(&shared)).map_err(Error::Threads)?);
-        }
-        Ok(pool)
+        let n_spare = memory.len().saturating_sub(layout.largest_group());
+        let depth = Depth { wanted: n_readers, ahead: n_readers };
+        let shared = Arc::new(Shared::new(files, layout, memory, depth));
+        let started = reader::start(&shared, options.readers, n_spare);
+        // Some may have started before another could not.
+        let (readers, threads) = started.inspect_err(|_| shared.shut_down())?;
+        Ok(Pool { shared, readers, threads, turn: Mutex::new(()) })
+    }
+
+    /// Who reads: threads or io_uring, and how many at once.
+    pub fn readers(&self) -> Readers {
+        self.readers
     }
 
     /// From now on readers with nothing else to do fill the memory that no pass has needed yet, in the order of the file.
     /// Experts [elsewhere](Self::set_elsewhere) must have been named before: they are left out.
     pub fn fill(&self) {
         self.shared.lock().fill();
-        self.shared.work.notify_all();
+        self.shared.bell.ring();
     }
 
     /// Bytes that a pool for these layers has at least.
-    pub fn least_bytes(layers: &[LayerSource], n_readers: usize) -> u64 {
-        least_bytes(&Layout::new(layers), n_readers.max(1))
+    pub fn least_bytes(layers: &[LayerSource], readers: Readers) -> u64 {
+        least_bytes(&Layout::new(layers), readers.n_least())
     }
 
     /// Bytes that a pool for all experts of these layers takes; more are never used.
@@ -124,7 +161,7 @@ impl Pool {
         next: &[usize],
     ) -> Arc<Pass> {
         let pass = self.shared.lock().enter(&Request { layer, experts, n_tokens, steps, next });
-        self.shared.work.notify_all();
+        self.shared.bell.ring();
         pass
     }
 
@@ -148,7 +185,7 @@ impl Pool {
             }
             state.waiting.enter();
             // Readers may make more room for somebody who waits.
-            self.shared.work.notify_all();
+            self.shared.bell.ring();
             let woken = self.shared.ready.wait_timeout(state, STOP_INTERVAL);
             state = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
             state.waiting.leave();
@@ -191,7 +228,7 @@ impl Pool {
                     let done = use_bytes(at, bytes.get());
                     drop(bytes);
                     // Meanwhile it could not make room.
-                    self.shared.work.notify_all();
+                    self.shared.bell.ring();
                     done
                 }
                 None => {
@@ -210,7 +247,7 @@ impl Pool {
     /// Reads a tile that does not go into the pool.
     fn read_beside(&self, tile: usize, memory: &mut [u8]) -> Result<(), Error> {
         self.shared.lock().reading.enter();
-        let done = read_tile(&self.shared, tile, memory);
+        let done = self.shared.read_tile(tile, memory);
         let mut state = self.shared.lock();
         state.reading.leave();
         done.map(|n_bytes| state.note_read(n_bytes))
@@ -229,9 +266,8 @@ fn least_bytes(layout: &Layout, n_readers: usize) -> u64 {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().shutdown = true;
-        self.shared.work.notify_all();
-        for reader in self.readers.drain(..) {
+        self.shared.shut_down();
+        for reader in self.threads.drain(..) {
             // A reader that panicked has said so.
             let _ = reader.join();
         }
@@ -289,41 +325,7 @@ impl Drop for Lease<'_> {
         let left = &self.pass.left[self.group];
         if self.n_done > 0 && left.fetch_sub(self.n_done, Ordering::AcqRel) == self.n_done {
             self.pool.shared.lock().used_up(self.pass, self.group);
-            self.pool.shared.work.notify_all();
+            self.pool.shared.bell.ring();
         }
     }
-}
-
-/// Reads as long as there is a pool.
-fn read(shared: &Shared) {
-    let mut state = shared.lock();
-    loop {
-        if state.shutdown {
-            return;
-        }
-        let Some(job) = state.next_job() else {
-            state = shared.work.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-            continue;
-        };
-        state.reading.enter();
-        drop(state);
-        let Job { tile, mut memory } = job;
-        let done = read_tile(shared, tile, &mut memory);
-        state = shared.lock();
-        state.reading.leave();
-        match done {
-            Ok(read_bytes) => state.publish(tile, memory, read_bytes),
-            Err(error) => state.fail(tile, memory, error),
-        }
-        shared.ready.notify_all();
-    }
-}
-
-/// Fills the beginning of `memory` with the pages that a tile lies in, and says how many bytes that are.
-fn read_tile(shared: &Shared, tile: usize, memory: &mut [u8]) -> Result<usize, Error> {
-    let place = &shared.layout.tiles[tile];
-    let n_bytes = place.needed().next_multiple_of(PAGE);
-    let name = &shared.layout.matrices[place.matrix].name;
-    shared.files.read(place.file, place.start, place.needed(), &mut memory[..n_bytes], name)?;
-    Ok(n_bytes)
 }

@@ -50,6 +50,16 @@ pub(crate) struct Job {
     pub memory: MmapMut,
 }
 
+/// How many reads may be under way at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Depth {
+    /// At most.
+    pub wanted: usize,
+    /// Reads ahead of need begin only while there are fewer than this: what is wanted next would have to share the disk
+    /// with them.
+    pub ahead: usize,
+}
+
 /// What room is needed for.
 #[derive(Clone, Copy)]
 enum Need {
@@ -97,9 +107,14 @@ pub(crate) struct State {
     n_staged: usize,
     window: usize,
     turn: u64,
+    pub depth: Depth,
+    /// Jobs that have begun and not ended.
+    n_jobs: usize,
     pub stop: Option<Arc<AtomicBool>>,
     pub is_stopped: bool,
     pub failure: Option<Error>,
+    /// Why nobody reads any more.
+    pub broken: Option<String>,
     pub shutdown: bool,
     pub waiting: Busy,
     pub reading: Busy,
@@ -110,7 +125,7 @@ pub(crate) struct State {
 
 impl State {
     /// With this memory for tiles, each of [`Layout::slot_bytes`].
-    pub fn new(layout: Arc<Layout>, memory: Vec<MmapMut>) -> State {
+    pub fn new(layout: Arc<Layout>, memory: Vec<MmapMut>, depth: Depth) -> State {
         let slot = || Slot {
             data: Data::Absent,
             position: NONE,
@@ -135,9 +150,12 @@ impl State {
             is_sweep: false,
             n_staged: 0,
             turn: 0,
+            depth,
+            n_jobs: 0,
             stop: None,
             is_stopped: false,
             failure: None,
+            broken: None,
             shutdown: false,
             waiting: Busy::default(),
             reading: Busy::default(),
@@ -166,15 +184,16 @@ impl State {
     /// Ends it, and says whether everything was there.
     pub fn finish(&mut self) -> Result<(), Error> {
         self.forget_pass();
-        match (self.failure.take(), self.is_stopped) {
-            (Some(error), _) => Err(error),
-            (None, true) => Err(Error::Stopped),
-            (None, false) => Ok(()),
+        match (self.failure.take(), &self.broken, self.is_stopped) {
+            (Some(error), ..) => Err(error),
+            (None, Some(why), _) => Err(Error::Readers(why.clone())),
+            (None, None, true) => Err(Error::Stopped),
+            (None, None, false) => Ok(()),
         }
     }
 
     pub fn is_failed(&self) -> bool {
-        self.failure.is_some() || self.is_stopped
+        self.failure.is_some() || self.broken.is_some() || self.is_stopped
     }
 
     fn forget_pass(&mut self) {
@@ -360,17 +379,33 @@ impl State {
         }
     }
 
-    /// What a reader should do next; None where there is nothing, or no room until something is used up.
+    /// What a reader should do next, until [`publish`](Self::publish) or [`fail`](Self::fail) ends it. None where there is
+    /// nothing, no room until something is used up, or enough under way.
     pub fn next_job(&mut self) -> Option<Job> {
-        if self.is_failed() {
+        if self.is_failed() || self.is_deep_enough() {
             return None;
         }
+        let job = self.choose_job()?;
+        self.n_jobs += 1;
+        self.reading.enter();
+        Some(job)
+    }
+
+    /// Whether there is no more to do before a job ends, whatever anybody wants.
+    pub fn is_deep_enough(&self) -> bool {
+        self.n_jobs >= self.depth.wanted
+    }
+
+    fn choose_job(&mut self) -> Option<Job> {
         let absent = |slot: &Slot| matches!(slot.data, Data::Absent);
         while let Some(&tile) = self.sequence.get(self.cursor) {
             if self.slots[tile].position == self.cursor && absent(&self.slots[tile]) {
                 return self.start(tile, Need::Wanted(self.cursor));
             }
             self.cursor += 1;
+        }
+        if self.n_jobs >= self.depth.ahead {
+            return None;
         }
         while let Some(&tile) = self.hints.get(self.hint_cursor) {
             if absent(&self.slots[tile]) {
@@ -458,8 +493,14 @@ impl State {
         }
     }
 
+    fn end_job(&mut self) {
+        self.n_jobs -= 1;
+        self.reading.leave();
+    }
+
     /// Takes over what was read, of `read_bytes` in all.
     pub fn publish(&mut self, tile: usize, memory: MmapMut, read_bytes: usize) {
+        self.end_job();
         let place = &self.layout.tiles[tile];
         self.slots[tile].data = Data::Ready(Arc::new(Bytes { memory, skip: place.skip, len: place.len }));
         self.n_ready[place.matrix] += 1;
@@ -468,6 +509,7 @@ impl State {
 
     /// Takes note of what could not be read. `memory` is what was to hold it.
     pub fn fail(&mut self, tile: usize, memory: MmapMut, error: Error) {
+        self.end_job();
         self.free.push(memory);
         self.unstage(tile);
         let slot = &mut self.slots[tile];
@@ -494,4 +536,77 @@ impl State {
 
 fn rows_of(index: usize, tile_rows: usize, n_rows: usize) -> std::ops::Range<usize> {
     index * tile_rows..((index + 1) * tile_rows).min(n_rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{LayerSource, MatrixSource};
+
+    /// Two layers of three experts, each matrix a tile: gates are tiles 0 to 2 and 9 to 11, then ups, then downs.
+    fn state(depth: Depth) -> State {
+        let bank = |first: u64| -> Vec<MatrixSource> {
+            let matrix = |number| MatrixSource {
+                name: format!("matrix {number}"),
+                file: 0,
+                offset: number * 4096,
+                row_bytes: 64,
+                n_rows: 64,
+            };
+            (first..first + 3).map(matrix).collect()
+        };
+        let layer = |first| LayerSource { gate: bank(first), up: bank(first + 3), down: bank(first + 6) };
+        let layout = Layout::new(&[layer(0), layer(9)]);
+        let memory = crate::buffer::slots(layout.tiles.len(), layout.slot_bytes).expect("memory");
+        State::new(Arc::new(layout), memory, depth)
+    }
+
+    fn enter(state: &mut State, layer: usize, expert: usize, next: &[usize]) {
+        state.enter(&Request { layer, experts: &[(expert, 1)], n_tokens: 1, steps: [64; 2], next });
+    }
+
+    fn jobs(state: &mut State) -> Vec<Job> {
+        std::iter::from_fn(|| state.next_job()).collect()
+    }
+
+    fn tiles(jobs: &[Job]) -> Vec<usize> {
+        jobs.iter().map(|job| job.tile).collect()
+    }
+
+    fn publish(state: &mut State, jobs: Vec<Job>) {
+        jobs.into_iter().for_each(|Job { tile, memory }| state.publish(tile, memory, 0));
+    }
+
+    #[test]
+    fn what_is_wanted_is_read_before_anything_ahead_of_need() {
+        let mut state = state(Depth { wanted: 6, ahead: 2 });
+        enter(&mut state, 0, 0, &[0, 1]);
+        let wanted = jobs(&mut state);
+        assert_eq!(tiles(&wanted), [0, 3, 6], "nothing ahead beside so much that is wanted");
+        publish(&mut state, wanted);
+        let mut ahead = jobs(&mut state);
+        assert_eq!(tiles(&ahead), [9, 12], "as many ahead as may be");
+        publish(&mut state, vec![ahead.remove(0)]);
+        ahead.extend(jobs(&mut state));
+        assert_eq!(tiles(&ahead), [12, 10]);
+        // The next layer takes another expert than was thought: its tiles don't wait for those.
+        enter(&mut state, 1, 2, &[]);
+        let wanted = jobs(&mut state);
+        assert_eq!(tiles(&wanted), [11, 14, 17]);
+        publish(&mut state, ahead);
+        publish(&mut state, wanted);
+        assert!(jobs(&mut state).is_empty());
+    }
+
+    #[test]
+    fn no_more_is_under_way_than_there_may_be() {
+        let mut state = state(Depth { wanted: 2, ahead: 1 });
+        enter(&mut state, 0, 1, &[1]);
+        let mut wanted = jobs(&mut state);
+        assert_eq!(tiles(&wanted), [1, 4]);
+        assert!(state.is_deep_enough());
+        let Job { tile, memory } = wanted.remove(0);
+        state.fail(tile, memory, Error::Stopped);
+        assert!(!state.is_deep_enough() && jobs(&mut state).is_empty(), "a failure ends the computation");
+    }
 }

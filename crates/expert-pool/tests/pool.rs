@@ -1,10 +1,11 @@
 //! The pool against files that answer slowly, wrongly, or not at all.
 
-use expert_pool::{Error, Files, LayerSource, MatrixSource, Options, Pool, ReadAt};
+use expert_pool::{Error, Files, LayerSource, MatrixSource, N_READERS, Options, Pool, ReadAt, Readers};
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 const N_LAYERS: usize = 3;
@@ -21,14 +22,49 @@ fn byte(offset: u64) -> u8 {
 
 const RUN: u64 = 256;
 
-#[derive(Default)]
+/// A file with everything, written once.
+fn everything() -> &'static Path {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("every-expert");
+        let end = matrix(N_LAYERS, 0, 0).offset;
+        let bytes: Vec<u8> = (0..end.div_ceil(RUN)).flat_map(|run| [byte(run * RUN); RUN as usize]).collect();
+        std::fs::write(&path, bytes).expect("written");
+        path
+    });
+    &PATH
+}
+
 struct Disk {
+    file: File,
+    /// For reads that fail: it is not open for reading.
+    broken: File,
     /// Reads that fail from this one on; 0 for none.
     fails_from: AtomicUsize,
-    /// The file ends here; 0 for where it should.
-    ends_at: AtomicU64,
     reads: AtomicUsize,
+    failures: AtomicUsize,
     delay: Duration,
+}
+
+impl Disk {
+    fn new(path: &Path, delay: Duration) -> Arc<Disk> {
+        let file = File::open(path).expect("it is there");
+        let broken = File::options().write(true).open(path).expect("it is there");
+        let [fails_from, reads, failures] = Default::default();
+        Arc::new(Disk { file, broken, fails_from, reads, failures, delay })
+    }
+
+    fn good() -> Arc<Disk> {
+        Disk::new(everything(), Duration::ZERO)
+    }
+
+    /// From the `n`-th read on, counted from now, all fail.
+    fn fail_after(&self, n: usize) {
+        self.fails_from.store(self.reads.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    fn mend(&self) {
+        self.fails_from.store(0, Ordering::Relaxed);
+    }
 }
 
 struct Handle(Arc<Disk>);
@@ -36,18 +72,38 @@ struct Handle(Arc<Disk>);
 impl ReadAt for Handle {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         assert!(offset.is_multiple_of(4096) && buffer.len().is_multiple_of(4096));
+        read_at(self.file().expect("there is one"), buffer, offset)
+    }
+
+    fn file(&self) -> Option<&File> {
         std::thread::sleep(self.0.delay);
         let number = self.0.reads.fetch_add(1, Ordering::Relaxed) + 1;
         let fails_from = self.0.fails_from.load(Ordering::Relaxed);
-        if fails_from != 0 && number >= fails_from {
-            return Err(io::Error::other("the disk is on fire"));
-        }
-        let end = Some(self.0.ends_at.load(Ordering::Relaxed)).filter(|end| *end > 0).unwrap_or(u64::MAX);
-        let n = (buffer.len() as u64).min(end.saturating_sub(offset)) as usize;
-        let runs = buffer[..n].chunks_mut(RUN as usize).zip((offset..).step_by(RUN as usize));
-        runs.for_each(|(run, at)| run.fill(byte(at)));
-        Ok(n)
+        let fails = fails_from != 0 && number >= fails_from;
+        self.0.failures.fetch_add(usize::from(fails), Ordering::Relaxed);
+        Some(if fails { &self.0.broken } else { &self.0.file })
     }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+/// Everybody who may read here.
+fn every_kind() -> Vec<Readers> {
+    let mut kinds = vec![Readers::Threads(2)];
+    let options = Options { size_bytes: u64::MAX, readers: Readers::Uring(1) };
+    match Pool::new(files(&Disk::good()), &layers(), options) {
+        Ok(_) => kinds.extend([Readers::Uring(2), Readers::Uring(6)]),
+        Err(error) => eprintln!("skipped: {error}"),
+    }
+    kinds
 }
 
 /// The matrix of a layer's projection (0 gate, 1 up, 2 down) of an expert, at an odd place.
@@ -63,17 +119,21 @@ fn layers() -> Vec<LayerSource> {
     (0..N_LAYERS).map(|l| LayerSource { gate: of(l, 0), up: of(l, 1), down: of(l, 2) }).collect()
 }
 
-fn pool(disk: &Arc<Disk>, size_bytes: u64, fill: bool) -> Pool {
-    let files = Files::new(vec![(PathBuf::from("disk"), Box::new(Handle(Arc::clone(disk))))]);
-    let pool = Pool::new(files, &layers(), Options { size_bytes, n_readers: 2 }).expect("large enough");
+fn files(disk: &Arc<Disk>) -> Files {
+    Files::new(vec![(PathBuf::from("disk"), Box::new(Handle(Arc::clone(disk))))])
+}
+
+fn pool(disk: &Arc<Disk>, readers: Readers, size_bytes: u64, fill: bool) -> Pool {
+    let pool = Pool::new(files(disk), &layers(), Options { size_bytes, readers }).expect("large enough");
+    assert_eq!(pool.readers(), readers);
     if fill {
         pool.fill();
     }
     pool
 }
 
-fn least() -> u64 {
-    Pool::least_bytes(&layers(), 2)
+fn least(readers: Readers) -> u64 {
+    Pool::least_bytes(&layers(), readers)
 }
 
 /// Rows of a piece of work.
@@ -121,7 +181,11 @@ fn compute(pool: &Pool, experts: &[usize], n_tokens: usize, n_threads: usize) ->
                             for (tile, source) in matrices.iter().enumerate() {
                                 let bytes = lease.tile(tile);
                                 assert_eq!(bytes.len(), group.rows.len() * ROW_BYTES);
-                                let from = source.offset + (group.rows.start * ROW_BYTES) as u64;
+                                // The rows of this piece.
+                                let piece =
+                                    row - group.rows.start..group.rows.end.min(row + STEP) - group.rows.start;
+                                let from = source.offset + (row * ROW_BYTES) as u64;
+                                let bytes = &bytes[piece.start * ROW_BYTES..piece.end * ROW_BYTES];
                                 let same = bytes.iter().zip(from..).step_by(97).all(|(b, at)| *b == byte(at));
                                 assert!(same, "{} from row {row}", source.name);
                             }
@@ -144,127 +208,293 @@ fn turn(pool: &Pool, experts: &[usize], n_tokens: usize, n_threads: usize) -> Re
 #[test]
 fn every_byte_arrives_whatever_the_size_of_the_pool() {
     let all = Pool::all_bytes(&layers());
-    for size in [least(), least() + all / 10, all / 2, all, 2 * all] {
-        for fill in [false, true] {
-            let disk = Arc::new(Disk::default());
-            let pool = pool(&disk, size, fill);
-            for token in 0..6usize {
-                let experts = [[0, 1], [1, 2], [0, 3]][token % 3];
-                assert!(turn(&pool, &experts, 1, 1 + token % 3).expect("read"), "{size} bytes");
+    for readers in every_kind() {
+        let least = least(readers);
+        for size in [least, least + all / 10, all / 2, all, 2 * all] {
+            for fill in [false, true] {
+                let pool = pool(&Disk::good(), readers, size, fill);
+                for token in 0..6usize {
+                    let experts = [[0, 1], [1, 2], [0, 3]][token % 3];
+                    let came = turn(&pool, &experts, 1, 1 + token % 3).expect("read");
+                    assert!(came, "{readers}: {size} bytes");
+                }
+                assert!(turn(&pool, &[0, 1, 2, 3], 64, 2).expect("read"), "{readers}: {size} bytes");
             }
-            assert!(turn(&pool, &[0, 1, 2, 3], 64, 2).expect("read"), "{size} bytes");
         }
     }
 }
 
 #[test]
-fn a_pool_for_everything_reads_once() {
-    let disk = Arc::new(Disk::default());
-    let pool = pool(&disk, u64::MAX, false);
-    let everything = [0, 1, 2, 3];
-    assert!(turn(&pool, &everything, 64, 1).expect("read"));
-    let first = pool.statistics();
-    for _ in 0..3 {
-        assert!(turn(&pool, &everything, 64, 1).expect("read"));
+fn every_byte_arrives_past_the_cache() {
+    for readers in every_kind() {
+        let files = Files::open(&[everything().to_owned()]).expect("it is there");
+        let options = Options { size_bytes: Pool::all_bytes(&layers()) / 2, readers };
+        let pool = match Pool::new(files, &layers(), options) {
+            Err(Error::Uring(_)) => continue, // This file system can't leave the cache out.
+            pool => pool.expect("large enough"),
+        };
+        for experts in [[0, 1], [1, 2], [0, 3]] {
+            assert!(turn(&pool, &experts, 1, 2).expect("read"), "{readers}");
+        }
+        assert!(turn(&pool, &[0, 1, 2, 3], 64, 2).expect("read"), "{readers}");
     }
-    let later = pool.statistics().since(&first);
-    assert_eq!((later.missed_bytes, later.read_bytes), (0, 0));
-    assert_eq!(later.hit_bytes, 3 * (N_LAYERS * 3 * N_EXPERTS * MATRIX_BYTES) as u64);
+}
+
+#[test]
+fn a_pool_for_everything_reads_once() {
+    for readers in every_kind() {
+        let pool = pool(&Disk::good(), readers, u64::MAX, false);
+        let everything = [0, 1, 2, 3];
+        assert!(turn(&pool, &everything, 64, 1).expect("read"));
+        let first = pool.statistics();
+        for _ in 0..3 {
+            assert!(turn(&pool, &everything, 64, 1).expect("read"));
+        }
+        let later = pool.statistics().since(&first);
+        assert_eq!((later.missed_bytes, later.read_bytes), (0, 0), "{readers}");
+        assert_eq!(later.hit_bytes, 3 * (N_LAYERS * 3 * N_EXPERTS * MATRIX_BYTES) as u64);
+    }
 }
 
 /// Sweeping again and again over more than fits is what a list by last use can do nothing with.
 #[test]
 fn sweeps_find_what_the_pool_can_keep() {
     let all = Pool::all_bytes(&layers());
-    let disk = Arc::new(Disk::default());
-    let pool = pool(&disk, all / 2, false);
-    for _ in 0..3 {
-        turn(&pool, &[0, 1, 2, 3], 64, 1).expect("read");
+    for readers in every_kind() {
+        let pool = pool(&Disk::good(), readers, all / 2, false);
+        for _ in 0..3 {
+            turn(&pool, &[0, 1, 2, 3], 64, 1).expect("read");
+        }
+        let before = pool.statistics();
+        for _ in 0..4 {
+            turn(&pool, &[0, 1, 2, 3], 64, 1).expect("read");
+        }
+        let done = pool.statistics().since(&before);
+        assert!(done.hit_rate() > 0.2, "{readers}: {done:?}");
     }
-    let before = pool.statistics();
-    for _ in 0..4 {
-        turn(&pool, &[0, 1, 2, 3], 64, 1).expect("read");
-    }
-    let done = pool.statistics().since(&before);
-    assert!(done.hit_rate() > 0.2, "{done:?}");
 }
 
 #[test]
 fn experts_that_are_taken_often_stay() {
     let all = Pool::all_bytes(&layers());
-    let disk = Arc::new(Disk::default());
-    let pool = pool(&disk, all * 5 / 8, false);
-    // Two experts that every token takes now and then give way to others.
-    let experts = |token: usize| if token % 5 == 4 { [2, 3] } else { [0, 1] };
-    for token in 0..20 {
-        turn(&pool, &experts(token), 1, 1).expect("read");
+    for readers in every_kind() {
+        let pool = pool(&Disk::good(), readers, all * 5 / 8, false);
+        // Two experts that every token takes now and then give way to others.
+        let experts = |token: usize| if token % 5 == 4 { [2, 3] } else { [0, 1] };
+        for token in 0..20 {
+            turn(&pool, &experts(token), 1, 1).expect("read");
+        }
+        let before = pool.statistics();
+        for token in 20..40 {
+            turn(&pool, &experts(token), 1, 1).expect("read");
+        }
+        let done = pool.statistics().since(&before);
+        assert!(done.hit_rate() > 0.79, "{readers}: {done:?}");
     }
-    let before = pool.statistics();
-    for token in 20..40 {
-        turn(&pool, &experts(token), 1, 1).expect("read");
-    }
-    let done = pool.statistics().since(&before);
-    assert!(done.hit_rate() > 0.79, "{done:?}");
 }
 
 #[test]
 fn a_failing_disk_is_an_error_with_the_place_and_not_for_ever() {
-    let disk = Arc::new(Disk::default());
-    let pool = pool(&disk, least(), false);
-    disk.fails_from.store(5, Ordering::Relaxed);
-    let error = turn(&pool, &[0, 1], 1, 2).expect_err("reads fail");
-    let text = error.to_string();
-    assert!(matches!(error, Error::Read { .. }) && text.contains("on fire"), "{text}");
-    assert!(text.starts_with("disk: tensor blk.0."), "{text}");
-    disk.fails_from.store(0, Ordering::Relaxed);
-    assert!(turn(&pool, &[0, 1], 1, 2).expect("the disk is well again"));
+    for readers in every_kind() {
+        let disk = Disk::good();
+        let pool = pool(&disk, readers, least(readers), false);
+        disk.fail_after(5);
+        let error = turn(&pool, &[0, 1], 1, 2).expect_err("reads fail");
+        let text = error.to_string();
+        let system = read_at(&disk.broken, &mut [0; 4096], 0).expect_err("not open for reading");
+        let Error::Read { tensor, offset, source, .. } = error else { panic!("{readers}: {text}") };
+        assert_eq!(source.raw_os_error(), system.raw_os_error(), "{readers}: {text}");
+        assert!(tensor.starts_with("blk.0.") && offset.is_multiple_of(4096), "{readers}: {text}");
+        assert!(text.starts_with(&format!("disk: tensor {tensor}: ")), "{readers}: {text}");
+        disk.mend();
+        assert!(turn(&pool, &[0, 1], 1, 2).expect("the disk is well again"), "{readers}");
+    }
 }
 
 #[test]
-fn a_file_that_became_shorter_is_an_error() {
-    let disk = Arc::new(Disk::default());
-    let pool = pool(&disk, least(), false);
-    disk.ends_at.store(matrix(1, 0, 0).offset + 1000, Ordering::Relaxed);
-    let error = turn(&pool, &[0, 1], 1, 1).expect_err("layer 1 is gone");
-    assert!(matches!(&error, Error::Truncated { tensor, .. } if tensor.starts_with("blk.1.")), "{error:?}");
+fn a_file_that_becomes_shorter_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("shrinks");
+    for readers in every_kind() {
+        std::fs::copy(everything(), &path).expect("copied");
+        let pool = pool(&Disk::new(&path, Duration::ZERO), readers, least(readers), false);
+        assert!(turn(&pool, &[0, 1], 1, 1).expect("all is there"));
+        let len = matrix(1, 0, 0).offset + 1000;
+        File::options().write(true).open(&path).and_then(|file| file.set_len(len)).expect("cut");
+        let error = turn(&pool, &[0, 1], 1, 1).expect_err("layer 1 is gone");
+        let Error::Truncated { tensor, .. } = &error else { panic!("{readers}: {error}") };
+        assert!(tensor.starts_with("blk.1."), "{readers}: {error}");
+    }
 }
 
 #[test]
 fn a_failure_to_read_ahead_is_nobodys_error() {
-    let disk = Arc::new(Disk::default());
-    disk.fails_from.store(1, Ordering::Relaxed);
-    let pool = pool(&disk, u64::MAX, true);
-    while disk.reads.load(Ordering::Relaxed) == 0 {
-        std::thread::sleep(Duration::from_millis(1));
+    for readers in every_kind() {
+        let disk = Disk::good();
+        let pool = pool(&disk, readers, u64::MAX, false);
+        disk.fail_after(1);
+        pool.fill();
+        while disk.failures.load(Ordering::Relaxed) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        disk.mend();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(turn(&pool, &[0, 1], 1, 1).expect("read when it was wanted"), "{readers}");
     }
-    disk.fails_from.store(0, Ordering::Relaxed);
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(turn(&pool, &[0, 1], 1, 1).expect("read when it was wanted"));
 }
 
 #[test]
 fn a_stop_ends_the_waiting() {
-    let disk = Arc::new(Disk { delay: Duration::from_millis(400), ..Disk::default() });
-    let pool = pool(&disk, least(), false);
-    let stop = Arc::new(AtomicBool::new(false));
-    let turn = pool.begin(Arc::clone(&stop));
-    std::thread::scope(|scope| {
-        let computed = scope.spawn(|| compute(&pool, &[0, 1], 1, 2));
-        std::thread::sleep(Duration::from_millis(50));
-        stop.store(true, Ordering::Relaxed);
-        let start = Instant::now();
-        assert!(!computed.join().expect("no panic"));
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    });
-    assert!(matches!(turn.finish(), Err(Error::Stopped)));
+    for readers in every_kind() {
+        let pool = pool(&Disk::new(everything(), Duration::from_millis(400)), readers, least(readers), false);
+        let stop = Arc::new(AtomicBool::new(false));
+        let turn = pool.begin(Arc::clone(&stop));
+        std::thread::scope(|scope| {
+            let computed = scope.spawn(|| compute(&pool, &[0, 1], 1, 2));
+            std::thread::sleep(Duration::from_millis(50));
+            stop.store(true, Ordering::Relaxed);
+            let start = Instant::now();
+            assert!(!computed.join().expect("no panic"));
+            assert!(start.elapsed() < Duration::from_secs(2), "{readers}: {:?}", start.elapsed());
+        });
+        assert!(matches!(turn.finish(), Err(Error::Stopped)), "{readers}");
+    }
+}
+
+#[test]
+fn a_pool_can_be_dropped_at_any_time() {
+    for readers in every_kind() {
+        for _ in 0..10 {
+            drop(pool(&Disk::good(), readers, u64::MAX, true));
+        }
+        let pool = pool(&Disk::good(), readers, u64::MAX, true);
+        let turn = pool.begin(Arc::default());
+        pool.enter(0, &[(0, 1), (3, 1)], 1, [STEP; 2], &[1]);
+        drop(turn);
+    }
 }
 
 #[test]
 fn too_small_a_pool_says_what_it_needs() {
-    let files =
-        || Files::new(vec![(PathBuf::from("disk"), Box::new(Handle(Arc::default())) as Box<dyn ReadAt>)]);
-    let options = |size_bytes| Options { size_bytes, n_readers: 2 };
-    let error = Pool::new(files(), &layers(), options(least() - 1)).err().expect("one byte is missing");
-    assert!(matches!(error, Error::TooSmall { needed_bytes, .. } if needed_bytes == least()), "{error}");
-    assert!(Pool::new(files(), &layers(), options(least())).is_ok());
+    for readers in every_kind() {
+        let least = least(readers);
+        let options = |size_bytes| Options { size_bytes, readers };
+        let error = Pool::new(files(&Disk::good()), &layers(), options(least - 1)).err();
+        let error = error.expect("one byte is missing");
+        assert!(matches!(error, Error::TooSmall { needed_bytes, .. } if needed_bytes == least), "{error}");
+        assert!(Pool::new(files(&Disk::good()), &layers(), options(least)).is_ok());
+    }
+}
+
+/// Something that answers with the right bytes and is no file.
+struct NoFile;
+
+impl ReadAt for NoFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let runs = buffer.chunks_mut(RUN as usize).zip((offset..).step_by(RUN as usize));
+        runs.for_each(|(run, at)| run.fill(byte(at)));
+        Ok(buffer.len())
+    }
+}
+
+fn pool_of(source: impl ReadAt + 'static, readers: Readers) -> Result<Pool, Error> {
+    let files = Files::new(vec![(PathBuf::from("source"), Box::new(source))]);
+    Pool::new(files, &layers(), Options { size_bytes: u64::MAX, readers })
+}
+
+#[test]
+fn what_is_no_file_is_read_by_threads() {
+    let pool = pool_of(NoFile, Readers::Auto).expect("threads can always read");
+    assert_eq!(pool.readers(), Readers::Threads(N_READERS));
+    assert!(turn(&pool, &[0, 1], 1, 2).expect("read"));
+    assert!(matches!(pool_of(NoFile, Readers::Uring(4)), Err(Error::Uring(_))));
+}
+
+struct Panics;
+
+impl ReadAt for Panics {
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        panic!("a defect")
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_reader_that_panicked() {
+    let pool = pool_of(Panics, Readers::Threads(1)).expect("nothing is read yet");
+    for _ in 0..2 {
+        assert!(matches!(turn(&pool, &[0, 1], 1, 2), Err(Error::Readers(_))));
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod queue {
+    use super::*;
+    use rustix::event::{EventfdFlags, epoll, eventfd};
+    use std::os::fd::OwnedFd;
+
+    /// Says that it is some other file.
+    struct Disguise {
+        file: File,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl ReadAt for Disguise {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            NoFile.read_at(buffer, offset)
+        }
+
+        fn file(&self) -> Option<&File> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Some(&self.file)
+        }
+    }
+
+    /// None where the system has no io_uring.
+    fn queue_over(file: OwnedFd) -> Option<(Pool, Arc<AtomicUsize>)> {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let disguise = Disguise { file: File::from(file), asked: Arc::clone(&asked) };
+        match pool_of(disguise, Readers::Uring(4)) {
+            Ok(pool) => Some((pool, asked)),
+            Err(error) => {
+                assert!(matches!(error, Error::Uring(_)), "{error}");
+                eprintln!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn dropping_waits_for_what_is_in_the_queue() {
+        let (output, input) = io::pipe().expect("a pipe");
+        // Reads wait there for somebody to write.
+        let Some((pool, asked)) = queue_over(output.into()) else { return };
+        let before = asked.load(Ordering::SeqCst);
+        pool.fill();
+        while asked.load(Ordering::SeqCst) == before {
+            std::thread::yield_now();
+        }
+        let is_closed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                is_closed.store(true, Ordering::SeqCst);
+                // Now all reads end.
+                drop(input);
+            });
+            drop(pool);
+            assert!(is_closed.load(Ordering::SeqCst));
+        });
+    }
+
+    #[test]
+    fn what_the_queue_refuses_is_read_as_usual() {
+        // It can't be read, and says so with the error of a file system that doesn't read directly.
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
+        let ready = eventfd(1, EventfdFlags::CLOEXEC).expect("an event");
+        epoll::add(&epoll, &ready, epoll::EventData::new_u64(0), epoll::EventFlags::IN).expect("added");
+        let Some((pool, asked)) = queue_over(epoll) else { return };
+        let before = asked.load(Ordering::SeqCst);
+        assert!(turn(&pool, &[0, 1], 1, 2).expect("read"));
+        assert!(asked.load(Ordering::SeqCst) > before);
+    }
 }

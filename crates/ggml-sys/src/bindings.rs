@@ -222,6 +222,12 @@ pub const GGML_LOG_LEVEL_WARN: ggml_log_level = 3;
 pub const GGML_LOG_LEVEL_ERROR: ggml_log_level = 4;
 pub const GGML_LOG_LEVEL_CONT: ggml_log_level = 5;
 pub type ggml_log_level = ::std::os::raw::c_uint;
+pub const GGML_TENSOR_FLAG_INPUT: ggml_tensor_flag = 1;
+pub const GGML_TENSOR_FLAG_OUTPUT: ggml_tensor_flag = 2;
+pub const GGML_TENSOR_FLAG_PARAM: ggml_tensor_flag = 4;
+pub const GGML_TENSOR_FLAG_LOSS: ggml_tensor_flag = 8;
+pub const GGML_TENSOR_FLAG_COMPUTE: ggml_tensor_flag = 16;
+pub type ggml_tensor_flag = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ggml_init_params {
@@ -765,6 +771,7 @@ unsafe extern "C" {
     pub fn ggml_type_size(type_: ggml_type) -> usize;
     pub fn ggml_row_size(type_: ggml_type, ne: i64) -> usize;
     pub fn ggml_type_name(type_: ggml_type) -> *const ::std::os::raw::c_char;
+    pub fn ggml_op_name(op: ggml_op) -> *const ::std::os::raw::c_char;
     pub fn ggml_element_size(tensor: *const ggml_tensor) -> usize;
     pub fn ggml_is_contiguous(tensor: *const ggml_tensor) -> bool;
     pub fn ggml_tensor_overhead() -> usize;

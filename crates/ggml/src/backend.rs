@@ -162,6 +162,13 @@ impl Device {
         )
     }
 
+    /// Memory of the host that the device copies from and to without the processor's help, where it has such.
+    pub fn host_buffer_type(self) -> Option<BufferType> {
+        // SAFETY: a registered device; null where it has none.
+        let own = unsafe { sys::ggml_backend_dev_host_buffer_type(self.0.as_ptr()) };
+        NonNull::new(own).map(BufferType).filter(|own| own.is_host())
+    }
+
     /// Kinds of memory that the device's backend keeps some weights in a layout of its own in (the CPU's `CPU_REPACK`),
     /// the preferred first.
     pub fn extra_buffer_types(self) -> Vec<BufferType> {
@@ -206,6 +213,27 @@ impl Device {
             sys::ggml_backend_buffer_free(buffer);
             supported
         }
+    }
+
+    /// Whether the device computes [`flash_attention`](crate::Graph::flash_attention) of `n_head` heads over keys and
+    /// values of these types, heads and lengths of a head's row. Where it doesn't, the CPU would, on copies of them.
+    pub fn flash_attends(
+        self,
+        n_head: usize,
+        n_head_kv: usize,
+        (k, dim_k): (Type, usize),
+        (v, dim_v): (Type, usize),
+    ) -> bool {
+        [1, 512].into_iter().all(|n_tokens| {
+            let graph = crate::Graph::new(4);
+            let q = graph.input("q", Type::F32, &[dim_k, n_tokens, n_head]);
+            let k = graph.input("k", k, &[dim_k, 256, n_head_kv]);
+            let v = graph.input("v", v, &[dim_v, 256, n_head_kv]);
+            let mask = graph.input("mask", Type::F16, &[256, n_tokens]);
+            let attended = graph.flash_attention(&q, &k, &v, &mask, 1.0);
+            // SAFETY: a registered device and a valid node.
+            unsafe { sys::ggml_backend_dev_supports_op(self.0.as_ptr(), attended.raw()) }
+        })
     }
 
     /// A function that the device's backend offers by name.

@@ -1,7 +1,7 @@
 //! The scheduler: splits a graph over backends by where its weights lie, allocates and computes it.
 
 use crate::Error;
-use crate::backend::Backend;
+use crate::backend::{Backend, DeviceKind};
 use crate::buffer::BufferType;
 use crate::graph::Graph;
 use crate::tensor::Tensor;
@@ -28,10 +28,18 @@ impl Drop for Scheduler {
 impl Scheduler {
     /// A scheduler over `backends`, in order of preference; the last must be the CPU. `max_nodes` bounds the graphs.
     /// `offload` lets a GPU compute large batches with weights that lie in host memory.
+    ///
+    /// What the CPU computes and what the caller writes lies in memory that the first device fetches from by itself, where
+    /// it has such.
     pub fn new(backends: Vec<Backend>, max_nodes: usize, offload: bool) -> Scheduler {
         let mut raw: Vec<sys::ggml_backend_t> = backends.iter().map(Backend::raw).collect();
+        let pinned = backends.first().and_then(|first| first.device().host_buffer_type());
+        let memory_of = |backend: &Backend| match backend.device().kind() {
+            DeviceKind::Cpu => pinned.unwrap_or_else(BufferType::cpu),
+            _ => backend.device().buffer_type(),
+        };
         let mut types: Vec<sys::ggml_backend_buffer_type_t> =
-            backends.iter().map(|b| b.device().buffer_type().0.as_ptr()).collect();
+            backends.iter().map(|backend| memory_of(backend).0.as_ptr()).collect();
         // SAFETY: both arrays have one entry per backend and are copied.
         let sched = unsafe {
             sys::ggml_backend_sched_new(
@@ -67,7 +75,7 @@ impl Scheduler {
         if done { Ok(()) } else { Err(Error::GraphAllocation { n_nodes: graph.n_nodes() }) }
     }
 
-    /// Bytes of compute buffer on each backend, by its kind of memory, that `graph` would need; the graph is used up, as in
+    /// Bytes of compute buffer on each backend, by its kind of memory (pinned memory is the host's), that `graph` would need; the graph is used up, as in
     /// [`reserve`](Self::reserve).
     pub fn measure(&mut self, graph: Graph) -> Vec<(BufferType, u64)> {
         let mut sizes = vec![0; self.backends.len()];
@@ -151,7 +159,7 @@ impl Scheduler {
         unsafe { sys::ggml_backend_sched_get_n_splits(self.raw.as_ptr()) as usize }
     }
 
-    /// Compute buffer sizes in bytes, by backend.
+    /// Compute buffer sizes in bytes, by backend, as [`measure`](Self::measure) tells them.
     pub fn buffer_sizes(&self) -> Vec<(BufferType, usize)> {
         let size = |backend: &Backend| {
             // SAFETY: the backend belongs to this scheduler.

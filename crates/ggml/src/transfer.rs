@@ -6,7 +6,6 @@ use crate::buffer::{Buffer, BufferType};
 use crate::context::Context;
 use crate::tensor::{Tensor, Type};
 use ggml_sys as sys;
-use std::ptr::NonNull;
 
 /// A stream for copies, and memory of the host that the device fetches them from by itself: a copy is begun and not
 /// waited for.
@@ -34,9 +33,7 @@ impl CopyStream {
     /// # Panics
     /// When `n_bytes` is 0.
     pub fn new(device: Device, n_bytes: usize) -> Result<CopyStream, Error> {
-        // SAFETY: a registered device.
-        let own = unsafe { sys::ggml_backend_dev_host_buffer_type(device.0.as_ptr()) };
-        let buffer_type = NonNull::new(own).map(BufferType).filter(|own| own.is_host());
+        let buffer_type = device.host_buffer_type();
         let bytes = Context::new(1).tensor("pinned", Type::I8, &[n_bytes]);
         let tensors = std::slice::from_ref(&bytes);
         Buffer::allocate(buffer_type.unwrap_or_else(BufferType::cpu), tensors, "copies to a device")?;

@@ -65,6 +65,21 @@ fn weights_on_several_devices_give_the_cpus_result() {
 }
 
 #[test]
+fn what_the_host_computes_lies_where_the_device_fetches_it() {
+    let device = devices(1, 8 << 20);
+    let place_of_input = |used: &[Device]| {
+        let mut scheduler = scheduler(used, false);
+        let graph = Graph::new(128);
+        let (input, result) = chain(&graph, &[cpu(), used.first().copied().unwrap_or_else(cpu), cpu()], 5);
+        graph.output(&result);
+        scheduler.allocate(&graph).expect("memory");
+        input.place().expect("a place").name()
+    };
+    assert_eq!(place_of_input(&[]), "CPU");
+    assert_eq!(place_of_input(&device), "STANDIN_HOST");
+}
+
+#[test]
 fn large_batches_are_computed_there_with_the_hosts_weights() {
     let device = devices(1, 8 << 20);
     let places = [cpu(); 3];

@@ -20,7 +20,7 @@ mod staging;
 pub mod tokenizer;
 
 pub use error::Error;
-pub use expert_pool::Statistics as StreamStatistics;
+pub use expert_pool::{Readers as StreamReaders, Statistics as StreamStatistics};
 pub use kernels::Kernels;
 pub use model::{Model, ModelOptions};
 pub use session::{ExpertStaging, Logits, Session, SessionOptions, StageExperts};

@@ -17,9 +17,8 @@
 //! A file is read only by the model it was written with. It is written like every output: under its name when complete.
 
 use crate::Error;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{Cells, KvCache};
 use crate::model::Model;
-use ggml::Tensor;
 use gguf::{NewFile, Overwrite};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -30,8 +29,6 @@ const MAGIC: [u8; 8] = *b"BRUCE-KV";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
 const SUM_BYTES: usize = 32;
-/// How much is read or written at once.
-const PIECE_BYTES: usize = 4 << 20;
 
 /// Writes the first `tokens.len()` cells of `cache` as `path`, in place of a file that is there.
 pub(crate) fn write(model: &Model, cache: &KvCache, tokens: &[u32], path: &Path) -> Result<(), Error> {
@@ -43,16 +40,8 @@ pub(crate) fn write(model: &Model, cache: &KvCache, tokens: &[u32], path: &Path)
     };
     append(&Header::of(model, cache, tokens.len()).to_bytes())?;
     append(&tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())?;
-    let mut piece = Vec::new();
-    for tensor in cache.tensors() {
-        let size = row_bytes(tensor) * tokens.len();
-        for head in heads(tensor) {
-            for start in (0..size).step_by(PIECE_BYTES) {
-                piece.resize((size - start).min(PIECE_BYTES), 0);
-                tensor.read(head + start, &mut piece);
-                append(&piece)?;
-            }
-        }
+    for cells in cache.cells() {
+        cells.save(tokens.len(), &mut append)?;
     }
     file.append(&sum.finalize())?;
     Ok(file.finish()?)
@@ -66,8 +55,8 @@ pub(crate) fn read(model: &Model, cache: &KvCache, n_ctx: usize, path: &Path) ->
     let result = Reading::open(model, cache, path).and_then(|mut reading| {
         let tokens = reading.tokens(model.hparams().n_vocab)?;
         let n_kept = tokens.len().min(n_ctx);
-        for tensor in cache.tensors() {
-            reading.rows(tensor, tokens.len(), n_kept)?;
+        for cells in cache.cells() {
+            cells.restore(tokens.len(), n_kept, |piece| reading.fill(piece))?;
         }
         reading.check_sum()?;
         Ok(tokens[..n_kept].to_vec())
@@ -95,17 +84,6 @@ fn identity(model: &Model) -> [u8; 32] {
     sum.finalize().into()
 }
 
-/// Bytes of one head of one cell of `tensor: [head_dim, n_ctx, n_head_kv]`.
-fn row_bytes(tensor: &Tensor) -> usize {
-    tensor.ty().row_bytes(tensor.ne()[0])
-}
-
-/// Where each head's cells begin, in bytes.
-fn heads(tensor: &Tensor) -> impl Iterator<Item = usize> {
-    let head_bytes = tensor.nb()[2];
-    (0..tensor.ne()[2]).map(move |head| head * head_bytes)
-}
-
 /// The part of fixed size.
 struct Header {
     n_layers: u32,
@@ -117,11 +95,11 @@ struct Header {
 
 impl Header {
     fn of(model: &Model, cache: &KvCache, n_tokens: usize) -> Header {
-        let (keys, values) = cache.layer(0);
+        let layer = cache.layer(0);
         Header {
             n_layers: model.hparams().n_layer,
-            type_k: keys.ty().id(),
-            type_v: values.ty().id(),
+            type_k: layer.keys.ty().id(),
+            type_v: layer.values.ty().id(),
             n_tokens: n_tokens as u64,
             identity: identity(model),
         }
@@ -186,7 +164,7 @@ impl Reading<'_> {
             return Err(reading.wrong("model", found, format!("that of {}", model.gguf().path().display())));
         }
         expected.n_tokens = u64::from(number(24)) | u64::from(number(28)) << 32;
-        let per_token: usize = 4 + cache.tensors().map(|t| row_bytes(t) * t.ne()[2]).sum::<usize>();
+        let per_token: usize = 4 + cache.cells().map(Cells::cell_bytes).sum::<usize>();
         let wanted = u128::from(expected.n_tokens) * per_token as u128 + (HEADER_BYTES + SUM_BYTES) as u128;
         if u128::from(size) != wanted {
             let expected = format!("{wanted} bytes for {} tokens", expected.n_tokens);
@@ -205,22 +183,6 @@ impl Reading<'_> {
             Some(id) => Err(self.wrong("tokens", id.to_string(), format!("ids below {n_vocab}"))),
             None => Ok(ids),
         }
-    }
-
-    /// Reads `n_rows` cells and puts the first `n_kept` into the tensor.
-    fn rows(&mut self, tensor: &Tensor, n_rows: usize, n_kept: usize) -> Result<(), Error> {
-        let (size, kept) = (row_bytes(tensor) * n_rows, row_bytes(tensor) * n_kept);
-        let mut piece = vec![0; size.min(PIECE_BYTES)];
-        for head in heads(tensor) {
-            for start in (0..size).step_by(PIECE_BYTES) {
-                let piece = &mut piece[..(size - start).min(PIECE_BYTES)];
-                self.fill(piece)?;
-                if start < kept {
-                    tensor.write(head + start, &piece[..piece.len().min(kept - start)]);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn check_sum(mut self) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use crate::routing::LayerRouting;
 use crate::saved_context;
 pub use crate::staging::StagingStatistics;
 use crate::staging::{Planned, Staging};
-use ggml::{Backend, Device, DeviceKind, Scheduler, ThreadPool, Type};
+use ggml::{Backend, Device, DeviceKind, Node, Scheduler, ThreadPool, Type};
 use model_spec::HyperParams;
 use quants::TensorType;
 use std::path::Path;
@@ -543,6 +543,11 @@ impl Session {
     /// Bytes of compute buffers by kind of memory.
     pub fn compute_bytes(&self) -> Vec<(String, usize)> {
         self.scheduler.buffer_sizes().into_iter().map(|(buffer, bytes)| (buffer.name(), bytes)).collect()
+    }
+
+    /// The operations of the last graph in their order, for tests of what devices make of them; none before the first.
+    pub fn graph_nodes(&self) -> Vec<Node> {
+        self.current.as_ref().map(|current| current.graph.nodes()).unwrap_or_default()
     }
 
     /// Into how many pieces the last graph was split over the devices.

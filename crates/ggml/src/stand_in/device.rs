@@ -24,8 +24,9 @@ pub(super) struct StandIn {
     /// Reads of its memory by the host while there were some.
     n_reads_beside_work: AtomicUsize,
     pub(super) cpu: Device,
-    /// Both refer to this very struct, so they are filled in once it has its place.
+    /// These refer to this very struct, so they are filled in once it has its place.
     buffer_type: sys::ggml_backend_buffer_type,
+    host_buffer_type: sys::ggml_backend_buffer_type,
     raw: sys::ggml_backend_device,
 }
 
@@ -120,7 +121,7 @@ unsafe fn place(
         get_props: Some(device_properties),
         init_backend: Some(start_stream),
         get_buffer_type: Some(device_buffer_type),
-        get_host_buffer_type: None,
+        get_host_buffer_type: Some(device_host_buffer_type),
         buffer_from_host_ptr: None,
         supports_op: Some(supports_op),
         supports_buft: Some(supports_buffer_type),
@@ -136,6 +137,7 @@ unsafe fn place(
         n_reads_beside_work: AtomicUsize::new(0),
         cpu,
         buffer_type: memory::buffer_type(null_mut(), null()),
+        host_buffer_type: memory::host_buffer_type(null_mut(), null()),
         raw: sys::ggml_backend_device { iface, reg: registry, context: null_mut() },
     }));
     // SAFETY: just leaked and known to nobody else.
@@ -143,6 +145,7 @@ unsafe fn place(
         let raw = &raw mut (*place).raw;
         (*raw).context = place.cast();
         (*place).buffer_type = memory::buffer_type(raw, place);
+        (*place).host_buffer_type = memory::host_buffer_type(raw, place);
         raw
     }
 }
@@ -214,7 +217,7 @@ unsafe extern "C" fn device_properties(
             device_id: null(),
             caps: sys::ggml_backend_dev_caps {
                 async_: true,
-                host_buffer: false,
+                host_buffer: true,
                 buffer_from_host_ptr: false,
                 events: true,
                 mmap_support: false,
@@ -228,6 +231,13 @@ pub(super) unsafe extern "C" fn device_buffer_type(
 ) -> sys::ggml_backend_buffer_type_t {
     // SAFETY: a device of this kind.
     (&raw const unsafe { StandIn::of(device) }.buffer_type).cast_mut()
+}
+
+pub(super) unsafe extern "C" fn device_host_buffer_type(
+    device: sys::ggml_backend_dev_t,
+) -> sys::ggml_backend_buffer_type_t {
+    // SAFETY: a device of this kind.
+    (&raw const unsafe { StandIn::of(device) }.host_buffer_type).cast_mut()
 }
 
 unsafe extern "C" fn supports_buffer_type(
@@ -247,6 +257,12 @@ unsafe extern "C" fn supports_op(device: sys::ggml_backend_dev_t, op: *const sys
             | sys::GGML_OP_MAP_CUSTOM1
             | sys::GGML_OP_MAP_CUSTOM2
             | sys::GGML_OP_MAP_CUSTOM3 => false,
+            // No kernel, as on CUDA.
+            sys::GGML_OP_FLASH_ATTN_EXT
+                if [(*op).src[1], (*op).src[2]].iter().any(|kv| (**kv).type_ == sys::GGML_TYPE_IQ4_NL) =>
+            {
+                false
+            }
             _ => sys::ggml_backend_dev_supports_op(StandIn::of(device).cpu.0.as_ptr(), op),
         }
     }

@@ -1,4 +1,5 @@
-//! The stand-in's memory: plain host memory that ggml is told nothing about, counted against a budget.
+//! The stand-in's memory: plain host memory that ggml is told nothing about, counted against a budget. And memory of the
+//! host that it is said to fetch from by itself, as GPUs do from pinned pages.
 
 use super::device::StandIn;
 use ggml_sys as sys;
@@ -66,6 +67,47 @@ pub(super) fn buffer_type(
         is_host: None, // none means no
     };
     sys::ggml_backend_buffer_type { iface, device, context: context.cast_mut().cast() }
+}
+
+/// The description of host memory that the device copies from later than it is told to.
+pub(super) fn host_buffer_type(
+    device: sys::ggml_backend_dev_t,
+    context: *const StandIn,
+) -> sys::ggml_backend_buffer_type {
+    let iface = sys::ggml_backend_buffer_type_i {
+        get_name: Some(host_type_name),
+        alloc_buffer: Some(allocate_on_host),
+        alloc_buffer_n: None,
+        get_alignment: Some(alignment),
+        get_max_size: None,
+        get_alloc_size: None,
+        get_alloc_size_n: None,
+        is_host: Some(yes),
+    };
+    sys::ggml_backend_buffer_type { iface, device, context: context.cast_mut().cast() }
+}
+
+unsafe extern "C" fn host_type_name(_: sys::ggml_backend_buffer_type_t) -> *const c_char {
+    c"STANDIN_HOST".as_ptr()
+}
+
+unsafe extern "C" fn yes(_: sys::ggml_backend_buffer_type_t) -> bool {
+    true
+}
+
+/// A buffer of the CPU's under this type's name.
+unsafe extern "C" fn allocate_on_host(
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    size: usize,
+) -> sys::ggml_backend_buffer_t {
+    // SAFETY: the CPU's type is always there; a buffer frees itself by its own functions, whatever its type is.
+    unsafe {
+        let buffer = sys::ggml_backend_buft_alloc_buffer(sys::ggml_backend_cpu_buffer_type(), size);
+        if !buffer.is_null() {
+            (*buffer).buft = buffer_type;
+        }
+        buffer
+    }
 }
 
 const BUFFER: sys::ggml_backend_buffer_i = sys::ggml_backend_buffer_i {

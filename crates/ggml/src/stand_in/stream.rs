@@ -4,7 +4,7 @@
 //! is what the host's memory holds by then, and what the CPU does in between is what it could do while a GPU computes. An
 //! event is a place in a stream: waiting for it does what was given before.
 
-use super::device::{StandIn, buffer_of, device_buffer_type};
+use super::device::{StandIn, buffer_of, device_buffer_type, device_host_buffer_type};
 use crate::backend::{SetAbort, SetThreadPool, SetThreads};
 use ggml_sys as sys;
 use std::collections::VecDeque;
@@ -157,7 +157,7 @@ pub(super) unsafe extern "C" fn start_stream(
         get_tensor_async: None,
         set_tensor_2d_async: None,
         get_tensor_2d_async: None,
-        cpy_tensor_async: None,
+        cpy_tensor_async: Some(fetch_tensor_later),
         synchronize: Some(wait),
         graph_plan_create: None,
         graph_plan_free: None,
@@ -228,6 +228,31 @@ unsafe extern "C" fn set_tensor_later(
     unsafe {
         let to = (*tensor).data.cast::<u8>().add(offset);
         queue(stream).give(Work::Copy { from: data.cast(), to, n_bytes });
+    }
+}
+
+/// From memory of the host that the device fetches from; all else is for ggml to copy at once.
+unsafe extern "C" fn fetch_tensor_later(
+    _: sys::ggml_backend_t,
+    stream: sys::ggml_backend_t,
+    source: *const sys::ggml_tensor,
+    target: *mut sys::ggml_tensor,
+) -> bool {
+    // SAFETY: ggml passes a stream of this device and two tensors of one layout with places; the source stays until
+    // somebody has waited.
+    unsafe {
+        let (host, own) = (buffer_of(source), buffer_of(target));
+        let is_pinned = !host.is_null() && (*host).buft == device_host_buffer_type((*stream).device);
+        let is_own = !own.is_null() && (*own).buft == device_buffer_type((*stream).device);
+        if is_pinned && is_own {
+            let n_bytes = sys::ggml_nbytes(source);
+            queue(stream).give(Work::Copy {
+                from: (*source).data.cast(),
+                to: (*target).data.cast(),
+                n_bytes,
+            });
+        }
+        is_pinned && is_own
     }
 }
 

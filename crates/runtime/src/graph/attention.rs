@@ -41,11 +41,18 @@ pub(super) fn project(
 }
 
 /// Writes keys and values into the cache's cells.
-pub(super) fn store(g: &Graph, cache: &KvCache, layer: usize, qkv: &Qkv, cells: &Tensor) {
-    let (keys, values) = cache.layer(layer);
-    let by_token = |heads: &Tensor| g.permute(heads, [0, 2, 1, 3]); // [dim, n_tokens, n_head_kv]
-    g.expand(&g.set_rows(keys, &by_token(&qkv.k), cells));
-    g.expand(&g.set_rows(values, &by_token(&qkv.v), cells));
+///
+/// Queries come first where they are wanted, and the rotation of keys last: back ends write keys to their cells in the
+/// kernel that rotates them, if nothing is between.
+pub(super) fn store(g: &Graph, cache: &KvCache, layer: usize, qkv: &Qkv, cells: &Tensor, attends: bool) {
+    if attends {
+        g.expand(&qkv.q);
+    }
+    g.expand(&qkv.v);
+    g.expand(&qkv.k);
+    let cache = cache.layer(layer);
+    cache.keys.store(g, &qkv.k, cells);
+    cache.values.store(g, &qkv.v, cells);
 }
 
 /// What the tokens gather from the cache: `[head_dim_v * n_head, n_tokens]`, the input of the output projection.
@@ -63,15 +70,16 @@ pub(super) fn gather(
     let (dim_k, dim_v) = (h.head_dim_k as usize, h.head_dim_v as usize);
     let BatchShape { n_tokens, n_kv, flash_attention, .. } = shape;
     let scale = 1.0 / (dim_k as f32).sqrt();
-    let (keys, values) = cache.layer(index);
-    let Some(mask) = inputs.mask.as_ref().filter(|_| !is_ours(cache, index, shape)) else {
+    if let Some(cells) = ours(cache, index, shape) {
         let window = h.sliding_window.map(|window| window as usize);
-        return kernels::attention(g, q, &inputs.positions, (keys, values), window);
-    };
+        return kernels::attention(g, q, &inputs.positions, cells, window);
+    }
+    let mask = inputs.mask.as_ref().expect("made for layers that are not ours");
+    let cache = cache.layer(index);
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
-    let k = first_cells(g, keys, n_kv);
-    let v = first_cells(g, values, n_kv);
-    if flash_attention {
+    let k = cache.keys.first(g, n_kv);
+    let v = cache.values.first(g, n_kv);
+    if flash_attention && cache.in_one_pass {
         let gathered = g.flash_attention(&q, &k, &v, mask, scale); // [dim_v, n_head, n_tokens]
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
     } else {
@@ -84,14 +92,10 @@ pub(super) fn gather(
     }
 }
 
-/// The first `n_kv` cells of `cache: [dim, n_ctx, n_head_kv]`.
-fn first_cells(g: &Graph, cache: &Tensor, n_kv: usize) -> Tensor {
-    let ([dim, _, n_head_kv, _], nb) = (cache.ne(), cache.nb());
-    g.view(cache, [dim, n_kv, n_head_kv], [nb[1], nb[2]], 0)
-}
-
-/// Whether a layer's attention is computed by our kernel, which needs no mask.
-pub(super) fn is_ours(cache: &KvCache, index: usize, shape: BatchShape) -> bool {
-    let (keys, values) = cache.layer(index);
-    shape.kernels == Kernels::Bruce && shape.flash_attention && kernels::attends(keys, values)
+/// A layer's keys and values, where its attention is computed by our kernel, which needs no mask.
+pub(super) fn ours(cache: &KvCache, index: usize, shape: BatchShape) -> Option<(&Tensor, &Tensor)> {
+    let layer = cache.layer(index);
+    let (keys, values) = (layer.keys.on_host()?, layer.values.on_host()?);
+    let is_ours = shape.kernels == Kernels::Bruce && shape.flash_attention;
+    (is_ours && kernels::attends(keys, values)).then_some((keys, values))
 }

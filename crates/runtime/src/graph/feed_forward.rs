@@ -156,13 +156,20 @@ pub(super) fn project(g: &Graph, bank: &ExpertBank, x: &Tensor, ids: &Tensor) ->
 }
 
 /// Adds up `[n_embd, n_used, n_tokens]` over the used experts: `[n_embd, n_tokens]`.
+///
+/// All views come before the sums: so back ends find weighting and summing in a row, and make one kernel of them.
 pub(super) fn sum_of_used(g: &Graph, out: &Tensor) -> Tensor {
     let [n_embd, n_used, n_tokens, _] = out.ne();
     let nb = out.nb();
-    let expert = |index: usize| g.view(out, [n_embd, n_tokens, 1], [nb[2], nb[2] * n_tokens], index * nb[1]);
-    let first = expert(0);
-    if n_used == 1 {
-        return g.contiguous(&first);
+    let expert = |index: usize| {
+        let row = g.view(out, [n_embd, n_tokens, 1], [nb[2], nb[2] * n_tokens], index * nb[1]);
+        g.expand(&row);
+        row
+    };
+    let experts: Vec<Tensor> = (0..n_used).map(expert).collect();
+    match &experts[..] {
+        [only] => g.contiguous(only),
+        [first, others @ ..] => others.iter().fold(first.clone(), |sum, next| g.add(&sum, next)),
+        [] => unreachable!("a token takes at least one expert"),
     }
-    (1..n_used).fold(first, |sum, index| g.add(&sum, &expert(index)))
 }

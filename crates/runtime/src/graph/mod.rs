@@ -108,7 +108,7 @@ pub(crate) fn build(
     // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
     let only_cache = n_outputs == 0 && !shape.routing;
     let n_attending = weights.layers.len() - usize::from(only_cache);
-    let needs_mask = (0..n_attending).any(|layer| !attention::is_ours(cache, layer, shape));
+    let needs_mask = (0..n_attending).any(|layer| attention::ours(cache, layer, shape).is_none());
     let inputs = Inputs {
         tokens: g.input("tokens", Type::I32, &[n_tokens]),
         positions: g.input("positions", Type::I32, &[n_tokens]),
@@ -125,8 +125,9 @@ pub(crate) fn build(
         let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
         taps.layer_input(&normed, &[TensorRole::AttnQ, TensorRole::AttnK, TensorRole::AttnV]);
         let qkv = attention::project(g, kernels, model, layer, &normed, &inputs.positions);
-        attention::store(g, cache, index, &qkv, &inputs.cells);
-        if index == last && only_cache {
+        let ends_here = index == last && only_cache;
+        attention::store(g, cache, index, &qkv, &inputs.cells, !ends_here);
+        if ends_here {
             let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
             return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices, n_staged };
         }

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::memory::Free;
 use crate::residency::Placement;
 use crate::slots::LayerSlots;
-use expert_pool::{Files, Pool};
+use expert_pool::{Files, Options, Pool};
 use ggml::{Buffer, BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::HyperParams;
@@ -50,7 +50,9 @@ pub(super) fn load(
     }
     let on_host = sizes.iter().filter(|(place, _)| *place == BufferType::cpu());
     let dense_bytes = on_host.map(|(_, bytes)| bytes).sum();
-    let pool = |size_bytes| stream::pool(gguf, &binder.streamed, size_bytes, dense_bytes);
+    let readers = options.expert_readers;
+    let pool =
+        |size_bytes| stream::pool(gguf, &binder.streamed, Options { size_bytes, readers }, dense_bytes);
     let expert_pool = options.expert_pool_bytes.filter(|_| !binder.streamed.is_empty());
     let expert_pool = expert_pool.map(pool).transpose()?;
     let slots = binder.slots.drain(..).map(|(_, slots)| slots).collect();

@@ -11,7 +11,7 @@ use crate::kernels::{self, Kernels};
 use crate::residency::{Placement, PlacementOptions};
 use crate::slots::{Bytes, LayerSlots, SlotCache};
 use crate::tokenizer::Tokenizer;
-use expert_pool::Pool;
+use expert_pool::{Pool, Readers};
 use ggml::{BufferType, Tensor};
 use gguf::Gguf;
 use model_spec::{FileType, HyperParams, TensorId, TensorRole, keys};
@@ -38,6 +38,8 @@ pub struct ModelOptions {
     /// Experts that are placed on the host are read from the file when tokens take them, into a pool of so many bytes; all
     /// other weights are copied to where they are placed. The CPU computes with them by [`Kernels::Bruce`].
     pub expert_pool_bytes: Option<u64>,
+    /// Who reads them.
+    pub expert_readers: Readers,
 }
 
 impl Default for ModelOptions {
@@ -51,6 +53,7 @@ impl Default for ModelOptions {
             rope: RopeOverrides::default(),
             kernels: None,
             expert_pool_bytes: None,
+            expert_readers: Readers::Auto,
         }
     }
 }

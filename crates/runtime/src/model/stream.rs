@@ -89,9 +89,10 @@ pub(super) fn sources(pieces: &[&TensorInfo], n_expert: usize) -> Vec<MatrixSour
 pub(super) fn pool(
     gguf: &Gguf,
     layers: &[LayerSource],
-    size_bytes: u64,
+    options: Options,
     dense_bytes: u64,
 ) -> Result<Arc<Pool>, Error> {
+    let size_bytes = options.size_bytes;
     let needed = size_bytes.min(Pool::all_bytes(layers));
     if let Some(available) = memory::available_bytes().filter(|available| needed > *available) {
         return Err(Error::Option {
@@ -100,5 +101,5 @@ pub(super) fn pool(
             expected: format!("no more than the {available} bytes that are free"),
         });
     }
-    Ok(Arc::new(Pool::new(Files::open(gguf.parts())?, layers, Options::of_size(size_bytes))?))
+    Ok(Arc::new(Pool::new(Files::open(gguf.parts())?, layers, options)?))
 }

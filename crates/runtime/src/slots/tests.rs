@@ -1,5 +1,5 @@
 use super::*;
-use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, ReadAt};
+use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, ReadAt, Readers};
 use ggml::{Buffer, BufferType, Context, Tensor, Type};
 use std::io;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ fn one_slot(fails: &Arc<AtomicBool>) -> (SlotCache, [Tensor; 3]) {
     let source = LayerSource { gate: matrices(0), up: matrices(1), down: matrices(2) };
     let files =
         Files::new(vec![(PathBuf::from("disk"), Box::new(Disk(Arc::clone(fails))) as Box<dyn ReadAt>)]);
-    let options = Options { size_bytes: u64::MAX, n_readers: 1 };
+    let options = Options { size_bytes: u64::MAX, readers: Readers::Threads(1) };
     let pool = Arc::new(Pool::new(files, &[source], options).expect("room for all"));
 
     let context = Context::new(16);

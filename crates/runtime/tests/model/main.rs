@@ -3,6 +3,7 @@
 mod attention;
 mod bad_models;
 mod budget;
+mod device_graph;
 mod fixture;
 mod kernels;
 mod placement;

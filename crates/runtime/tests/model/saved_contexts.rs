@@ -3,7 +3,7 @@
 use crate::fixture::*;
 use convert::ExpertLayout::Stacked;
 use quants::TensorType;
-use runtime::{Error, Logits, Session, SessionOptions};
+use runtime::{Error, Kernels, Logits, ModelOptions, Session, SessionOptions};
 use std::fs;
 use std::path::PathBuf;
 
@@ -47,6 +47,35 @@ fn a_part_is_saved_and_a_smaller_context_takes_what_it_has_room_for() {
     small.decode(&[9], Logits::Last).expect("read");
     large.decode(&[9], Logits::Last).expect("read");
     assert_eq!(small.logits(0), large.logits(0));
+}
+
+/// Cells lie in another order on devices, but not in files.
+#[test]
+fn what_the_host_saved_a_device_restores_and_the_other_way_round() {
+    let (folder, file) = (tempfile::tempdir().expect("a folder"), tiny_moe("q8_0", Stacked));
+    let host = load(&file.path, &ModelOptions { kernels: Some(Kernels::Ggml), ..plain() });
+    let device = load(&file.path, &on_device(stand_in(64 << 20), |_| {}));
+    let ids: Vec<u32> = (0..300).map(|i| 3 + i % 50).collect();
+    let of =
+        |model, n_ctx| Session::new(model, &SessionOptions { n_ctx, ..session_options() }).expect("room");
+    let mut saved = Vec::new();
+    for (model, other) in [(&host, &device), (&device, &host)] {
+        let path = folder.path().join("context");
+        let mut first = of(model, 512);
+        first.decode(&ids, Logits::None).expect("read");
+        first.save(&ids, &path).expect("saved");
+        saved.push(fs::read(&path).expect("a file"));
+        for n_ctx in [512, 256] {
+            let mut second = of(other, n_ctx);
+            assert_eq!(second.restore(&path).expect("restored"), ids[..ids.len().min(n_ctx as usize)]);
+            for session in [&mut first, &mut second] {
+                session.truncate(250);
+                session.decode(&[7, 8, 9], Logits::All).expect("read");
+            }
+            assert_eq!(first.all_logits(3), second.all_logits(3), "{n_ctx} cells");
+        }
+    }
+    assert!(saved[0] == saved[1], "the files differ");
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl<'a> Bench<'a> {
                     let done = pool.statistics().since(&before);
                     let time = *outcome.samples.times.last().expect("just measured");
                     let n_tokens = outcome.samples.n_tokens as usize;
-                    eprintln!("{}: {}", test.name(), crate::streamed::line(&done, n_tokens, time));
+                    let line = crate::streamed::line(&done, n_tokens, time);
+                    eprintln!("{}: {line}; read by {}", test.name(), pool.readers());
                 }
                 outcome.slots =
                     statistics(&outcome.model).zip(before).map(|(now, before)| now.since(&before));
@@ -126,6 +127,7 @@ impl<'a> Bench<'a> {
             n_expert_used: self.args.experts,
             kernels: Some(load.kernels),
             expert_pool_bytes: self.args.expert_pool,
+            expert_readers: self.args.expert_readers,
             placement: PlacementOptions {
                 n_gpu_layers: load.n_gpu_layers,
                 n_cpu_moe: load.n_cpu_moe,

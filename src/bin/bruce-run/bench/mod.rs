@@ -130,6 +130,10 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
     expert_pool: Option<u64>,
 
+    /// Who reads experts: auto, threads, threads:N, io_uring:N
+    #[arg(long, hide = true, value_name = "WHO", env = "BRUCE_EXPERT_READERS", default_value = "auto", value_parser = crate::cli::values::readers)]
+    expert_readers: runtime::StreamReaders,
+
     /// How many experts each token takes, instead of what the file says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     experts: Option<u32>,

@@ -6,9 +6,9 @@ use bruce::exit::{UsageError, with_hint};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ValueEnum};
 use regex::Regex;
-use runtime::Kernels;
 use runtime::model::{ModelOptions, RopeOverrides, ScalingKind};
 use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
+use runtime::{Kernels, StreamReaders};
 use std::path::PathBuf;
 
 /// Which file.
@@ -88,6 +88,10 @@ pub struct LoadArgs {
     /// that are larger than the memory; the CPU computes with these, GPUs with what they hold [default: as memory is short]
     #[arg(long, value_name = "SIZE", value_parser = super::values::size)]
     expert_pool: Option<u64>,
+
+    /// Who reads experts: auto, threads, threads:N, io_uring:N; for measuring
+    #[arg(long, hide = true, value_name = "WHO", env = "BRUCE_EXPERT_READERS", default_value = "auto", value_parser = super::values::readers)]
+    expert_readers: StreamReaders,
 
     /// Check every weight for NaN and infinities first
     #[arg(long)]
@@ -308,6 +312,7 @@ impl LoadArgs {
             check_tensors: self.check_tensors,
             kernels: self.kernels,
             expert_pool_bytes: self.expert_pool,
+            expert_readers: self.expert_readers,
             placement: placement.options(),
             n_expert_used: self.experts,
             rope: RopeOverrides {

@@ -1,6 +1,7 @@
 //! Values of flags, as text.
 
 use quants::TensorType;
+use runtime::StreamReaders;
 use runtime::tokenizer::TokenId;
 
 /// A list such as `128,512` or `1-4`, `1-9+2`, `64-512*2`, as llama-bench takes them.
@@ -53,6 +54,23 @@ fn push_range(part: &str, list: &mut Vec<u32>) -> Result<(), String> {
 pub fn int_pair(text: &str) -> Result<(u32, u32), String> {
     let pair = text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     pair.ok_or_else(|| "expected two numbers, such as 512,128".to_owned())
+}
+
+/// Who reads experts: `auto`, `threads`, `threads:4`, `io_uring:8`.
+///
+/// # Errors
+/// A message for the user.
+pub fn readers(text: &str) -> Result<StreamReaders, String> {
+    let wrong = || "expected auto, threads, threads:N or io_uring:N".to_owned();
+    let (who, n) = text.split_once(':').unwrap_or((text, ""));
+    let n = || n.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(wrong);
+    match (who, text.len() == who.len()) {
+        ("auto", true) => Ok(StreamReaders::Auto),
+        ("threads", true) => Ok(StreamReaders::THREADS),
+        ("threads", false) => n().map(StreamReaders::Threads),
+        ("io_uring", false) => n().map(StreamReaders::Uring),
+        _ => Err(wrong()),
+    }
 }
 
 /// A number of bytes, such as `8G`, `7500M`, `1.5GiB` (binary units) or `8GB` (decimal ones).
@@ -199,6 +217,19 @@ fn hex(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn readers_have_a_name_and_a_number() {
+        assert_eq!(readers("auto"), Ok(StreamReaders::Auto));
+        assert_eq!(readers("threads"), Ok(StreamReaders::THREADS));
+        assert_eq!(readers("threads:2"), Ok(StreamReaders::Threads(2)));
+        assert_eq!(readers("io_uring:16"), Ok(StreamReaders::Uring(16)));
+        for text in
+            ["", "io_uring", "auto:1", "threads:", "threads:0", "io_uring:-1", "pread:4", "io_uring:9999"]
+        {
+            assert!(readers(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

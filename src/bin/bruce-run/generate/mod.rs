@@ -183,6 +183,9 @@ fn describe(model: &Model, session: &Session, sampler: &Sampler) {
     for (buffer, size) in model.sizes() {
         eprintln!("weights in {buffer}: {}", bytes(size));
     }
+    if let Some(pool) = model.expert_pool() {
+        eprintln!("experts are read by {}", pool.readers());
+    }
     if let Some(slots) = model.slots() {
         eprintln!("{} slots for experts in {} layers", slots.n_slots(), slots.experts().len());
     }
