@@ -1,7 +1,7 @@
 # Needs cargo, a C++ compiler and make; the real model of the demo and some tests also need python3 and, for the
 # comparison with llama.cpp, node. See tools/ for the scripts behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 fmt lint models oracle bench bindings clean
+.PHONY: help demo test test-aarch64 test-vulkan fmt lint models oracle bench bindings clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -14,6 +14,9 @@ test: ## Run every check, as CI does
 
 test-aarch64: ## Build for 64-bit Arm and compare under qemu (on Debian; slow, so not part of test)
 	@bash tools/check-aarch64.sh
+
+test-vulkan: ## Build with Vulkan and test on a Vulkan driver for CPUs (fetches it from Debian; slow, so not part of test)
+	@bash tools/check-vulkan.sh
 
 fmt: ## Format the sources
 	cargo fmt --all

@@ -17,6 +17,7 @@ mod faults_staging;
 mod faults_system;
 mod gguf_input;
 mod golden;
+mod gpu;
 mod hf_logits;
 mod llama_cpp_oracle;
 mod measure;

@@ -3,8 +3,7 @@
 
 use super::memory::{self, Budget};
 use super::stream::{
-    LATE_STATUS, LateStatus, free_event, late_status, new_event, set_abort, set_thread_pool, set_threads,
-    start_stream, wait_for_event,
+    LATE_STATUS, LateStatus, late_status, set_abort, set_thread_pool, set_threads, start_stream,
 };
 use crate::backend::{Device, SetAbort, SetThreadPool, SetThreads};
 use ggml_sys as sys;
@@ -126,9 +125,9 @@ unsafe fn place(
         supports_op: Some(supports_op),
         supports_buft: Some(supports_buffer_type),
         offload_op: Some(offload_op),
-        event_new: Some(new_event),
-        event_free: Some(free_event),
-        event_synchronize: Some(wait_for_event),
+        event_new: None,
+        event_free: None,
+        event_synchronize: None,
     };
     let place = Box::into_raw(Box::new(StandIn {
         name: CString::new(name).unwrap_or_default(),
@@ -219,7 +218,7 @@ unsafe extern "C" fn device_properties(
                 async_: true,
                 host_buffer: true,
                 buffer_from_host_ptr: false,
-                events: true,
+                events: false,
                 mmap_support: false,
             },
         });

@@ -1,8 +1,7 @@
 //! A stream of the stand-in: it notes what it is given to compute and to copy, and does it when somebody waits for it.
 //!
 //! That is a GPU as slow as it can be: whoever reads its memory without waiting finds what was there before, what is copied
-//! is what the host's memory holds by then, and what the CPU does in between is what it could do while a GPU computes. An
-//! event is a place in a stream: waiting for it does what was given before.
+//! is what the host's memory holds by then, and what the CPU does in between is what it could do while a GPU computes.
 
 use super::device::{StandIn, buffer_of, device_buffer_type, device_host_buffer_type};
 use crate::backend::{SetAbort, SetThreadPool, SetThreads};
@@ -11,7 +10,6 @@ use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Name of the function that tells how late work ended.
 pub(crate) const LATE_STATUS: &CStr = c"bruce_stand_in_late_status";
@@ -21,22 +19,15 @@ pub(crate) type LateStatus = unsafe extern "C" fn(sys::ggml_backend_t) -> sys::g
 
 pub(super) unsafe extern "C" fn late_status(stream: sys::ggml_backend_t) -> sys::ggml_status {
     // SAFETY: a stream of this device.
-    std::mem::replace(&mut unsafe { queue(stream) }.status, sys::GGML_STATUS_SUCCESS)
+    std::mem::replace(&mut unsafe { context(stream) }.status, sys::GGML_STATUS_SUCCESS)
 }
 
-/// What a stream's context points to. Events are waited for beside whoever uses the stream, so it is locked.
+/// What a stream's context points to; one thread uses it at a time.
 struct Stream {
     cpu: sys::ggml_backend_t,
-    queue: Arc<Mutex<Queue>>,
-}
-
-/// What a stream was given and has not done.
-struct Queue {
-    cpu: sys::ggml_backend_t,
     device: &'static StandIn,
+    /// What it was given and has not done.
     pending: VecDeque<Work>,
-    /// How much was done.
-    n_done: u64,
     /// Of what was computed since it was last asked for.
     status: sys::ggml_status,
 }
@@ -47,23 +38,18 @@ enum Work {
     Copy { from: *const u8, to: *mut u8, n_bytes: usize },
 }
 
-// SAFETY: whoever does the work holds the queue's lock, and whoever gave it keeps what it points to meanwhile.
-unsafe impl Send for Queue {}
-
-impl Queue {
+impl Stream {
     fn give(&mut self, work: Work) {
         self.device.n_pending.fetch_add(1, Ordering::Relaxed);
         self.pending.push_back(work);
     }
 
-    /// Does what was given, in its order, until so much of all is done.
+    /// Does what was given, in its order.
     ///
     /// # Safety
     /// What the work points to is still there.
-    unsafe fn run(&mut self, until: u64) {
-        while self.n_done < until
-            && let Some(work) = self.pending.pop_front()
-        {
+    unsafe fn run(&mut self) {
+        while let Some(work) = self.pending.pop_front() {
             match work {
                 Work::Compute(graph) => {
                     // SAFETY: as the caller promises.
@@ -76,23 +62,15 @@ impl Queue {
                 Work::Copy { from, to, n_bytes } => unsafe { to.copy_from_nonoverlapping(from, n_bytes) },
             }
             self.device.n_pending.fetch_sub(1, Ordering::Relaxed);
-            self.n_done += 1;
         }
     }
 }
 
-/// What an event's context points to: a place in a stream.
-#[derive(Default)]
-struct Event {
-    place: Option<(Arc<Mutex<Queue>>, u64)>,
-}
-
 /// # Safety
-/// `stream` was made by `start_stream`.
-unsafe fn queue<'a>(stream: sys::ggml_backend_t) -> MutexGuard<'a, Queue> {
+/// `stream` was made by `start_stream`, and nobody else uses it.
+unsafe fn context<'a>(stream: sys::ggml_backend_t) -> &'a mut Stream {
     // SAFETY: as the caller promises.
-    let stream = unsafe { &*(*stream).context.cast::<Stream>() };
-    stream.queue.lock().unwrap_or_else(|p| p.into_inner())
+    unsafe { &mut *(*stream).context.cast::<Stream>() }
 }
 
 pub(super) unsafe extern "C" fn set_threads(stream: sys::ggml_backend_t, n_threads: i32) {
@@ -101,7 +79,7 @@ pub(super) unsafe extern "C" fn set_threads(stream: sys::ggml_backend_t, n_threa
         if let Some(set) =
             StandIn::of((*stream).device).cpu.function::<SetThreads>(c"ggml_backend_set_n_threads")
         {
-            set(inner(stream), n_threads);
+            set(context(stream).cpu, n_threads);
         }
     }
 }
@@ -111,7 +89,7 @@ pub(super) unsafe extern "C" fn set_thread_pool(stream: sys::ggml_backend_t, poo
     unsafe {
         let cpu = StandIn::of((*stream).device).cpu;
         if let Some(set) = cpu.function::<SetThreadPool>(c"ggml_backend_cpu_set_threadpool") {
-            set(inner(stream), pool);
+            set(context(stream).cpu, pool);
         }
     }
 }
@@ -125,18 +103,9 @@ pub(super) unsafe extern "C" fn set_abort(
     unsafe {
         let cpu = StandIn::of((*stream).device).cpu;
         if let Some(set) = cpu.function::<SetAbort>(c"ggml_backend_set_abort_callback") {
-            set(inner(stream), callback, data);
+            set(context(stream).cpu, callback, data);
         }
     }
-}
-
-/// The stream's CPU backend.
-///
-/// # Safety
-/// `stream` was made by `start_stream`.
-unsafe fn inner(stream: sys::ggml_backend_t) -> sys::ggml_backend_t {
-    // SAFETY: as the caller promises.
-    unsafe { (*(*stream).context.cast::<Stream>()).cpu }
 }
 
 pub(super) unsafe extern "C" fn start_stream(
@@ -164,7 +133,7 @@ pub(super) unsafe extern "C" fn start_stream(
         graph_plan_update: None,
         graph_plan_compute: None,
         graph_compute: Some(compute),
-        event_record: Some(record_event),
+        event_record: None,
         event_wait: None,
         graph_optimize: None,
     };
@@ -172,8 +141,7 @@ pub(super) unsafe extern "C" fn start_stream(
     // SAFETY: a device of this kind.
     let place = unsafe { StandIn::of(device) };
     let status = sys::GGML_STATUS_SUCCESS;
-    let queue = Queue { cpu, device: place, pending: VecDeque::new(), n_done: 0, status };
-    let stream = Stream { cpu, queue: Arc::new(Mutex::new(queue)) };
+    let stream = Stream { cpu, device: place, pending: VecDeque::new(), status };
     let context = Box::into_raw(Box::new(stream)).cast();
     Box::into_raw(Box::new(sys::ggml_backend { guid, iface, device, context }))
 }
@@ -187,10 +155,7 @@ unsafe extern "C" fn end_stream(stream: sys::ggml_backend_t) {
     // SAFETY: ggml frees a stream once; `start_stream` boxed it and its context, which owns the backend inside.
     unsafe {
         let context = Box::from_raw((*stream).context.cast::<Stream>());
-        let mut queue = context.queue.lock().unwrap_or_else(|p| p.into_inner());
-        queue.device.n_pending.fetch_sub(queue.pending.len(), Ordering::Relaxed);
-        queue.pending.clear();
-        drop(queue);
+        context.device.n_pending.fetch_sub(context.pending.len(), Ordering::Relaxed);
         sys::ggml_backend_free(context.cpu);
         drop(Box::from_raw(stream));
     }
@@ -206,7 +171,7 @@ unsafe extern "C" fn compute(stream: sys::ggml_backend_t, graph: *mut sys::ggml_
                 return sys::GGML_STATUS_FAILED;
             }
         }
-        queue(stream).give(Work::Compute(graph));
+        context(stream).give(Work::Compute(graph));
     }
     sys::GGML_STATUS_SUCCESS
 }
@@ -214,7 +179,7 @@ unsafe extern "C" fn compute(stream: sys::ggml_backend_t, graph: *mut sys::ggml_
 /// Does what was given.
 unsafe extern "C" fn wait(stream: sys::ggml_backend_t) {
     // SAFETY: a stream of this device; what it was given is kept until this returns.
-    unsafe { queue(stream).run(u64::MAX) };
+    unsafe { context(stream).run() };
 }
 
 unsafe extern "C" fn set_tensor_later(
@@ -227,7 +192,7 @@ unsafe extern "C" fn set_tensor_later(
     // SAFETY: ggml passes a stream of this device and a tensor with a place, and has checked the range.
     unsafe {
         let to = (*tensor).data.cast::<u8>().add(offset);
-        queue(stream).give(Work::Copy { from: data.cast(), to, n_bytes });
+        context(stream).give(Work::Copy { from: data.cast(), to, n_bytes });
     }
 }
 
@@ -246,45 +211,13 @@ unsafe extern "C" fn fetch_tensor_later(
         let is_own = !own.is_null() && (*own).buft == device_buffer_type((*stream).device);
         if is_pinned && is_own {
             let n_bytes = sys::ggml_nbytes(source);
-            queue(stream).give(Work::Copy {
+            context(stream).give(Work::Copy {
                 from: (*source).data.cast(),
                 to: (*target).data.cast(),
                 n_bytes,
             });
         }
         is_pinned && is_own
-    }
-}
-
-pub(super) unsafe extern "C" fn new_event(device: sys::ggml_backend_dev_t) -> sys::ggml_backend_event_t {
-    let context = Box::into_raw(Box::<Event>::default()).cast();
-    Box::into_raw(Box::new(sys::ggml_backend_event { device, context }))
-}
-
-pub(super) unsafe extern "C" fn free_event(_: sys::ggml_backend_dev_t, event: sys::ggml_backend_event_t) {
-    // SAFETY: ggml frees an event once; `new_event` boxed it and its context.
-    unsafe {
-        drop(Box::from_raw((*event).context.cast::<Event>()));
-        drop(Box::from_raw(event));
-    }
-}
-
-unsafe extern "C" fn record_event(stream: sys::ggml_backend_t, event: sys::ggml_backend_event_t) {
-    // SAFETY: a stream and an event of this device; one thread uses an event at a time.
-    unsafe {
-        let queue = queue(stream);
-        let n_given = queue.n_done + queue.pending.len() as u64;
-        let stream = &*(*stream).context.cast::<Stream>();
-        (*(*event).context.cast::<Event>()).place = Some((Arc::clone(&stream.queue), n_given));
-    }
-}
-
-pub(super) unsafe extern "C" fn wait_for_event(_: sys::ggml_backend_dev_t, event: sys::ggml_backend_event_t) {
-    // SAFETY: an event of this device, which one thread uses at a time; what was given before it is kept until then.
-    unsafe {
-        if let Some((queue, until)) = &(*(*event).context.cast::<Event>()).place {
-            queue.lock().unwrap_or_else(|p| p.into_inner()).run(*until);
-        }
     }
 }
 
