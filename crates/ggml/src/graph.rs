@@ -254,6 +254,26 @@ impl Graph {
         }
     }
 
+    /// As [`mul_mat_id`](Self::mul_mat_id), where a token's choices may name one expert several times, which kernels of GPUs take for
+    /// impossible: they leave out the repeated ones. Each choice is a token of its own here.
+    pub fn mul_mat_id_repeated(&self, experts: &Tensor, x: &Tensor, ids: &Tensor) -> Tensor {
+        let ([n_in, given, ..], [k, n_tokens, ..]) = (x.ne(), ids.ne());
+        if n_tokens == 1 || k == 1 {
+            // One row for each choice.
+            return self.mul_mat_id(experts, x, ids);
+        }
+        let each = if given == k {
+            x.clone()
+        } else {
+            let (n_in, k, n_tokens) = (n_in as i64, k as i64, n_tokens as i64);
+            // SAFETY: a valid operand, whose second axis, of one row, is repeated.
+            unsafe { self.node(sys::ggml_repeat_4d(self.ctx(), self.operand(x), n_in, k, n_tokens, 1)) }
+        };
+        let rows = self.reshape(&each, &[n_in, 1, k * n_tokens]);
+        let product = self.mul_mat_id(experts, &rows, &self.reshape(ids, &[1, k * n_tokens]));
+        self.reshape(&product, &[product.ne()[0], k, n_tokens])
+    }
+
     /// Rows of `a` by index: `a: [n, n_rows, ...]`, `rows: [k, ...]` (I32) to `[n, k, ...]` in F32 (I32 stays).
     pub fn get_rows(&self, a: &Tensor, rows: &Tensor) -> Tensor {
         let (ne, r) = (a.ne(), rows.ne());

@@ -144,7 +144,7 @@ pub(super) fn project(g: &Graph, bank: &ExpertBank, x: &Tensor, ids: &Tensor) ->
                 let flat = g.reshape(&g.contiguous(ids), &[n_used * n_tokens]);
                 let member = g.reshape(&g.get_rows(&route.member, &flat), &[n_used, n_tokens]);
                 let mask = g.reshape(&g.get_rows(&route.mask, &flat), &[1, n_used, n_tokens]);
-                g.mul(&g.mul_mat_id(&group.weights, x, &member), &mask)
+                g.mul(&g.mul_mat_id_repeated(&group.weights, x, &member), &mask)
             }
         };
         sum = Some(match sum {

@@ -19,7 +19,8 @@
 //! # Choices of others
 //! `mul_mat_id` multiplies for every choice, so the device also does for experts that it doesn't have, with a slot that
 //! is in use, and the results are multiplied by zero. That costs no time: it happens when the CPU computes that very
-//! choice, which takes longer, as the device reads its memory faster by more than the number of choices.
+//! choice, which takes longer, as the device reads its memory faster by more than the number of choices. A token may so name a
+//! slot twice, which GPUs' kernels for batches don't expect: there each choice is a token of its own.
 
 use super::feed_forward::{Chosen, by_choice, project, sum_of_used};
 use crate::kernels::{self, Beside, Kernels, Stream};
@@ -95,8 +96,9 @@ fn products_of_slots(g: &Graph, slots: &LayerSlots, x: &Tensor, ids: &Tensor) ->
         let [n_used, n_tokens, ..] = ids.ne();
         let slot = g.reshape(&by_expert(g, &group.slot, ids), &[n_used, n_tokens]);
         let [gate, up, down] = &group.stacks;
-        let hidden = g.swiglu(&g.mul_mat_id(gate, &rows, &slot), &g.mul_mat_id(up, &rows, &slot));
-        g.mul(&g.mul_mat_id(down, &hidden, &slot), &by_expert(g, &group.mask, ids))
+        let [gate, up] = [gate, up].map(|stack| g.mul_mat_id_repeated(stack, &rows, &slot));
+        let hidden = g.swiglu(&gate, &up);
+        g.mul(&g.mul_mat_id_repeated(down, &hidden, &slot), &by_expert(g, &group.mask, ids))
     });
     products.reduce(|sum, next| g.add(&sum, &next)).expect("a layer with slots has a group of them")
 }
