@@ -83,7 +83,7 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
             gate.groups.len() + up.groups.len() + down.groups.len() + slots
         }
     };
-    let experts: usize = model.weights().layers.iter().map(|layer| 8 * groups(layer)).sum();
+    let experts: usize = model.weights().layers.iter().map(|layer| 16 * groups(layer)).sum();
     let used = 2 * model.n_expert_used() as usize + 16;
     256 + model.weights().layers.len() * (72 + used) + experts
 }
