@@ -23,6 +23,17 @@ pub trait ReadAt: Send + Sync {
     }
 }
 
+/// As the system reads it, through its cache or not.
+impl ReadAt for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        #[cfg(unix)]
+        let done = std::os::unix::fs::FileExt::read_at(self, buffer, offset);
+        #[cfg(windows)]
+        let done = std::os::windows::fs::FileExt::seek_read(self, buffer, offset);
+        done
+    }
+}
+
 /// The files of a model, and how they are read.
 pub struct Files {
     pub(crate) files: Vec<(PathBuf, Box<dyn ReadAt>)>,
@@ -181,7 +192,7 @@ impl ModelFile {
 impl ReadAt for ModelFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         if let Some(direct) = self.file() {
-            match read_at(direct, buffer, offset) {
+            match direct.read_at(buffer, offset) {
                 // What a file system says that opens files for direct reading and then can't.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.refused.store(true, Ordering::Relaxed);
@@ -189,7 +200,7 @@ impl ReadAt for ModelFile {
                 done => return done,
             }
         }
-        let n = read_at(&self.buffered, buffer, offset)?;
+        let n = self.buffered.read_at(buffer, offset)?;
         forget(&self.buffered, offset, n);
         Ok(n)
     }
@@ -220,16 +231,6 @@ pub fn open_direct(path: &Path) -> io::Result<File> {
         let _ = path;
         Err(io::ErrorKind::Unsupported.into())
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
 }
 
 /// Asks the system to drop what was read from its cache. Advice only.

@@ -75,7 +75,7 @@ struct Handle(Arc<Disk>);
 impl ReadAt for Handle {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         assert!(offset.is_multiple_of(4096) && buffer.len().is_multiple_of(4096));
-        read_at(self.file().expect("there is one"), buffer, offset)
+        self.file().expect("there is one").read_at(buffer, offset)
     }
 
     fn file(&self) -> Option<&File> {
@@ -86,16 +86,6 @@ impl ReadAt for Handle {
         self.0.failures.fetch_add(usize::from(fails), Ordering::Relaxed);
         Some(if fails { &self.0.broken } else { &self.0.file })
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
 }
 
 /// Everybody who may read here.
@@ -304,7 +294,7 @@ fn a_failing_disk_is_an_error_with_the_place_and_not_for_ever() {
         disk.fail_after(5);
         let error = turn(&pool, &[0, 1], 1, 2).expect_err("reads fail");
         let text = error.to_string();
-        let system = read_at(&disk.broken, &mut [0; 4096], 0).expect_err("not open for reading");
+        let system = disk.broken.read_at(&mut [0; 4096], 0).expect_err("not open for reading");
         let Error::Read { tensor, offset, source, .. } = error else { panic!("{readers}: {text}") };
         assert_eq!(source.raw_os_error(), system.raw_os_error(), "{readers}: {text}");
         assert!(tensor.starts_with("blk.0.") && offset.is_multiple_of(4096), "{readers}: {text}");

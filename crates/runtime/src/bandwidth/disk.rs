@@ -4,7 +4,7 @@
 //! half as much then, differently from one second to the next. So this reads into large pages, as the pool of experts does.
 //! Short samples are taken between other measurements, and their median counts.
 
-use expert_pool::{N_READERS, open_direct};
+use expert_pool::{N_READERS, ReadAt, open_direct};
 use gguf::Gguf;
 use memmap2::MmapMut;
 use std::fs::File;
@@ -96,7 +96,7 @@ impl FileMeter {
             while start.elapsed() < TIME {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let offset = index.wrapping_mul(STRIDE) % n_chunks.max(1) * CHUNK_BYTES;
-                match read_at(file, chunk, offset)? {
+                match file.read_at(chunk, offset)? {
                     0 => break,
                     n => n_bytes += n as u64,
                 }
@@ -135,16 +135,6 @@ fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let middle = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
     (middle(sorted.len() / 2) + middle(sorted.len().saturating_sub(1) / 2)) / 2.0
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, chunk: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, chunk, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, chunk: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, chunk, offset)
 }
 
 #[cfg(test)]
