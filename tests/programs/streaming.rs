@@ -200,10 +200,20 @@ fn a_plan_for_two_short_memories_is_shown_and_followed() {
     assert!(number(&plan["expert_pool_bytes"]) > 0 && plan["devices"][0] == "STANDIN0", "{plan}");
     assert!(number(&plan["device"]["total_bytes"]) <= number(&plan["device_limit_bytes"]), "{plan}");
     assert!(plan["tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0), "{plan}");
+    for share in ["file_share_beside", "memory_share_beside"] {
+        assert!(plan[share].as_f64().is_some_and(|share| share > 0.0 && share <= 1.0), "{share}: {plan}");
+        assert_eq!(all[share], 1.0, "nothing is read beside anything");
+    }
 
     let text = succeed(with_device("64M").arg(&model).args(["-c", "256", "--dry-run"]).args(budgets));
-    for words in ["STANDIN0", "streamed through a pool of", "on devices, ", " streamed", "finds its experts:"]
-    {
+    for words in [
+        "STANDIN0",
+        "streamed through a pool of",
+        "on devices, ",
+        " streamed",
+        "finds its experts:",
+        "Beside each other: the file at",
+    ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
     let mut command = with_device("64M");

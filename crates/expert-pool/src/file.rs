@@ -214,7 +214,7 @@ impl ReadAt for ModelFile {
 ///
 /// # Errors
 /// As the system has it, and [`io::ErrorKind::Unsupported`] where it knows nothing of the kind.
-pub fn open_direct(path: &Path) -> io::Result<File> {
+fn open_direct(path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     {
         use std::os::unix::fs::OpenOptionsExt;

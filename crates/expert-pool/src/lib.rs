@@ -35,7 +35,7 @@ mod state;
 mod statistics;
 
 pub use error::Error;
-pub use file::{Files, ReadAt, open_direct};
+pub use file::{Files, ReadAt};
 pub use layout::{LayerSource, MatrixSource, Projection};
 pub use pass::{Group, Pass};
 pub use pool::{Lease, Options, Pool, Turn};

@@ -124,6 +124,17 @@ impl Pool {
         self.readers
     }
 
+    /// Whether files are read past the system's cache.
+    pub fn is_direct(&self) -> bool {
+        self.shared.files.are_plain()
+    }
+
+    /// Forgets what is in memory, but for what somebody holds.
+    pub fn clear(&self) {
+        self.shared.lock().clear();
+        self.shared.bell.ring();
+    }
+
     /// From now on readers with nothing else to do fill the memory that no pass has needed yet, in the order of the file.
     /// Experts [elsewhere](Self::set_elsewhere) must have been named before: they are left out.
     pub fn fill(&self) {

@@ -515,6 +515,15 @@ impl State {
         }
     }
 
+    /// As [`Pool::clear`](crate::Pool::clear).
+    pub fn clear(&mut self) {
+        for tile in 0..self.slots.len() {
+            if matches!(&self.slots[tile].data, Data::Ready(bytes) if Arc::strong_count(bytes) == 1) {
+                self.evict(tile);
+            }
+        }
+    }
+
     fn end_job(&mut self) {
         self.n_jobs -= 1;
         self.reading.leave();

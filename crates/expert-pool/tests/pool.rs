@@ -251,6 +251,29 @@ fn a_pool_for_everything_reads_once() {
 
 /// Sweeping again and again over more than fits is what a list by last use can do nothing with.
 #[test]
+fn what_is_forgotten_is_read_again_but_for_what_somebody_holds() {
+    for readers in every_kind() {
+        let pool = pool(&Disk::good(), readers, Pool::all_bytes(&layers()), false);
+        let missed = || {
+            let before = pool.statistics();
+            assert!(turn(&pool, &[0, 2], 1, 2).expect("read"));
+            pool.statistics().since(&before).missed_bytes
+        };
+        let (first, second) = (missed(), missed());
+        pool.clear();
+        assert!(first > 0 && second == 0 && missed() == first, "{readers}: {first}, {second}");
+
+        let begun = pool.begin(Arc::default());
+        let pass = pool.enter(0, &[(0, 1)], 1, [usize::MAX; 2], &[]);
+        let lease = pool.lease(&pass, 0).expect("it is there");
+        pool.clear();
+        assert_eq!(lease.tile(0)[0], byte(matrix(0, 0, 0).offset));
+        drop(lease);
+        begun.finish().expect("nothing failed");
+    }
+}
+
+#[test]
 fn sweeps_find_what_the_pool_can_keep() {
     let all = Pool::all_bytes(&layers());
     for readers in every_kind() {

@@ -1,26 +1,25 @@
-//! How fast a file is read past the page cache, as experts are.
+//! How fast experts are read from a file: as a pool reads them, one after the other, with none in memory.
 //!
-//! That depends on the memory too: a read into small pages is one piece for each, and virtual machines' disks were seen to give
-//! half as much then, differently from one second to the next. So this reads into large pages, as the pool of experts does.
-//! Short samples are taken between other measurements, and their median counts.
+//! So whatever decides that in decoding does so here: who reads, the size of reads and how many are under way, pages that they
+//! are read into, the gap between one expert and the next, and, where it is measured beside multiplication, what the processor
+//! and its memory leave for reading. Disks of virtual machines change from second to second: short samples are taken
+//! between other measurements, and their median counts.
 
-use expert_pool::{N_READERS, ReadAt, open_direct};
-use gguf::Gguf;
-use memmap2::MmapMut;
-use std::fs::File;
-use std::io;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::Error;
+use crate::model::expert_sources;
+use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, Readers};
+use gguf::{Gguf, TensorInfo};
+use model_spec::TensorId;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long is read for a sample.
+/// How long is read for a sample, and how long at most where a disk is so slow that one expert takes longer.
 const TIME: Duration = Duration::from_millis(120);
-/// Bytes of a read: about what a part of an expert is read in.
-const CHUNK_BYTES: u64 = 1 << 20;
-/// Each reader has a large page of its own.
-const LARGE_PAGE: usize = 2 << 20;
-/// Neighbouring reads lie this many chunks apart, so that they don't ride on one another.
-const STRIDE: u64 = 61;
+const MAX_TIME: Duration = Duration::from_millis(500);
+/// Experts that are read one after the other lie so many apart in the file: they don't ride on one another.
+const STRIDE: usize = 5;
+/// Memory for reads besides the least that a pool has: for as many at once as the pool of a model has.
+const MORE_BYTES: u64 = 16 << 20;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,48 +30,33 @@ pub struct FileRate {
     pub is_direct: bool,
 }
 
-/// Samples of how fast a file is read.
-#[derive(Debug)]
+/// Samples of how fast experts are read from a file.
 pub struct FileMeter {
-    file: File,
-    /// What is read to.
-    memory: MmapMut,
-    is_direct: bool,
-    /// Number of the next chunk.
-    next: AtomicU64,
+    pool: Pool,
+    n_experts: usize,
+    next: usize,
     /// Bytes per second.
     samples: Vec<f64>,
 }
 
 impl FileMeter {
-    /// A meter for the file at `path`, with a first sample.
+    /// A meter for the experts of a model, read by `readers`, which has taken a first sample; `None` where it has none.
     ///
     /// # Errors
-    /// Where it can't be read.
-    pub fn new(path: &Path) -> io::Result<FileMeter> {
-        let meter = |file, is_direct| -> io::Result<FileMeter> {
-            let (memory, next) = (large_pages()?, AtomicU64::new(0));
-            Ok(FileMeter { file, memory, is_direct, next, samples: Vec::new() })
-        };
-        if let Ok(file) = open_direct(path) {
-            let mut direct = meter(file, true)?;
-            // Some file systems open files so, and then can't read them.
-            if direct.sample().is_ok() {
-                return Ok(direct);
-            }
+    /// [`Error::ExpertPool`] where they can't be read, or there is no memory for a few MiB of them.
+    pub fn of_model(gguf: &Gguf, readers: Readers) -> Result<Option<FileMeter>, Error> {
+        let experts = experts(gguf);
+        if experts.is_empty() {
+            return Ok(None);
         }
-        let mut buffered = meter(File::open(path)?, false)?;
-        buffered.sample()?;
-        Ok(buffered)
-    }
-
-    /// A meter for the file of a model; for the part of a split one that has most.
-    ///
-    /// # Errors
-    /// Where it can't be read.
-    pub fn of_model(gguf: &Gguf) -> io::Result<FileMeter> {
-        let largest = (0..gguf.parts().len()).max_by_key(|part| gguf.mapping(*part).len()).unwrap_or(0);
-        FileMeter::new(&gguf.parts()[largest])
+        let size_bytes = Pool::least_bytes(&experts, readers) + MORE_BYTES;
+        let pool = Pool::new(Files::open(gguf.parts())?, &experts, Options { size_bytes, readers })?;
+        let mut meter = FileMeter { pool, n_experts: experts.len(), next: 0, samples: Vec::new() };
+        // In the first sample memory is touched for the first time.
+        meter.sample()?;
+        meter.keep_last(0);
+        meter.sample()?;
+        Ok(Some(meter))
     }
 
     /// Forgets all samples but the last `n`.
@@ -80,53 +64,67 @@ impl FileMeter {
         self.samples.drain(..self.samples.len().saturating_sub(n));
     }
 
-    /// Takes one more sample: bytes that several threads read from places all over the file.
+    /// Takes one more sample.
     ///
     /// # Errors
-    /// Where it can't be read.
-    pub fn sample(&mut self) -> io::Result<()> {
-        let n_chunks = self.file.metadata()?.len() / CHUNK_BYTES;
-        let FileMeter { file, memory, next, .. } = self;
-        let skip = memory.as_ptr().align_offset(LARGE_PAGE).min(LARGE_PAGE);
-        let pages = memory[skip..].chunks_exact_mut(LARGE_PAGE);
+    /// [`Error::ExpertPool`] where the file can't be read.
+    pub fn sample(&mut self) -> Result<(), Error> {
+        let before = self.pool.statistics().read_bytes;
         let start = Instant::now();
-        let read_some = |page: &mut [u8]| -> io::Result<u64> {
-            let chunk = &mut page[..CHUNK_BYTES as usize];
-            let mut n_bytes = 0;
-            while start.elapsed() < TIME {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let offset = index.wrapping_mul(STRIDE) % n_chunks.max(1) * CHUNK_BYTES;
-                match file.read_at(chunk, offset)? {
-                    0 => break,
-                    n => n_bytes += n as u64,
-                }
+        while start.elapsed() < TIME {
+            self.read_one(start)?;
+        }
+        let n_bytes = self.pool.statistics().read_bytes - before;
+        self.samples.push(n_bytes as f64 / start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Reads the next expert, or as much of it as arrives in time.
+    fn read_one(&mut self, start: Instant) -> Result<(), Error> {
+        self.pool.clear();
+        let turn = self.pool.begin(Arc::default());
+        let pass = self.pool.enter(self.next, &[(0, 1)], 1, [usize::MAX; 2], &[]);
+        for group in 0..pass.gate_up().len() + pass.down().len() {
+            match self.pool.lease(&pass, group) {
+                Some(mut lease) if start.elapsed() < MAX_TIME => lease.done(),
+                _ => break,
             }
-            Ok(n_bytes)
-        };
-        let n_bytes = std::thread::scope(|scope| {
-            let read_some = &read_some;
-            let readers: Vec<_> =
-                pages.take(N_READERS).map(|page| scope.spawn(move || read_some(page))).collect();
-            readers.into_iter().map(|reader| reader.join().expect("no panic")).sum::<io::Result<u64>>()
-        })?;
-        self.samples.push(n_bytes as f64 / start.elapsed().as_secs_f64().max(1e-9));
+        }
+        turn.finish()?;
+        self.next = (self.next + STRIDE) % self.n_experts;
         Ok(())
     }
 
     /// The median of the samples.
     pub fn rate(&self) -> FileRate {
-        FileRate { bytes_per_second: median(&self.samples), is_direct: self.is_direct }
+        FileRate { bytes_per_second: median(&self.samples), is_direct: self.pool.is_direct() }
     }
 }
 
-/// Memory with a large page for each reader, where the system has such; it is there, and need not be cleared any more.
-fn large_pages() -> io::Result<MmapMut> {
-    let mut memory = MmapMut::map_anon((N_READERS + 1) * LARGE_PAGE)?;
-    // Advice only.
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    memory.fill(1);
-    Ok(memory)
+/// What is read as experts: all matrices of the largest kind that experts have, by threes. Files are not checked yet when a plan
+/// is made, so what can't be such a matrix is left out.
+fn experts(gguf: &Gguf) -> Vec<LayerSource> {
+    let is_expert = |tensor: &&TensorInfo| {
+        let id = TensorId::parse(&tensor.name);
+        id.is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
+    };
+    let n_experts = |tensor: &TensorInfo| tensor.ne.get(2).copied().unwrap_or(1);
+    let shape = |tensor: &TensorInfo| (tensor.ty, tensor.ne.get(..2).map(<[u64]>::to_vec));
+    let has_rows = |tensor: &&TensorInfo| {
+        tensor.size > 0 && tensor.ne.len() >= 2 && tensor.ne.iter().all(|extent| *extent > 0)
+    };
+    let all: Vec<&TensorInfo> = gguf.tensors().iter().filter(is_expert).filter(has_rows).collect();
+    let Some(largest) = all.iter().max_by_key(|tensor| tensor.size / n_experts(tensor)) else {
+        return Vec::new();
+    };
+    let alike = all.iter().filter(|tensor| shape(tensor) == shape(largest));
+    let matrices: Vec<MatrixSource> =
+        alike.flat_map(|tensor| expert_sources(&[tensor], n_experts(tensor) as usize)).collect();
+    let expert = |three: &[MatrixSource]| {
+        let [gate, up, down] = [0, 1, 2].map(|index| vec![three[index % three.len()].clone()]);
+        LayerSource { gate, up, down }
+    };
+    matrices.chunks(3).map(expert).collect()
 }
 
 /// The middle one, or the mean of the two in the middle; 0 of none.
@@ -140,20 +138,56 @@ fn median(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gguf::{Layout, Metadata, Overwrite, TensorSpec, Writer};
+    use quants::TensorType;
+    use std::path::Path;
+
+    /// A file with matrices of these shapes.
+    fn file(path: &Path, tensors: &[(&str, &[u64])]) -> Gguf {
+        let spec = |(name, ne): &(&str, &[u64])| TensorSpec {
+            name: (*name).into(),
+            ne: ne.to_vec(),
+            ty: TensorType::Q8_0,
+        };
+        let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+        let layout = Layout::new(&Metadata::default(), &specs, 32).expect("a layout");
+        let writer = Writer::create(path, layout, Overwrite::Refuse).expect("a file");
+        for (number, (_, ne)) in tensors.iter().enumerate() {
+            let n_bytes = ne.iter().product::<u64>() / 32 * 34;
+            writer.write_at(number, 0, &vec![1; n_bytes as usize]).expect("written");
+        }
+        writer.finish().expect("finished");
+        Gguf::open(path).expect("a file of ours")
+    }
 
     #[test]
-    fn a_file_has_a_rate_however_small_it_is() {
+    fn experts_have_a_rate_however_few_and_small_they_are() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let one = file(&directory.path().join("one"), &[("blk.0.ffn_up.7.weight", &[32, 1])]);
+        let both: [(&str, &[u64]); 2] =
+            [("blk.0.ffn_gate_exps.weight", &[256, 512, 4]), ("blk.0.ffn_down_exps.weight", &[512, 256, 4])];
+        let both = file(&directory.path().join("both"), &both);
+        for (gguf, n_experts) in [(&one, 1), (&both, 2)] {
+            let meter = FileMeter::of_model(gguf, Readers::Auto).expect("it can be read");
+            let mut meter = meter.expect("it has experts");
+            assert_eq!(meter.n_experts, n_experts);
+            meter.sample().expect("read again");
+            assert!(meter.samples.len() == 2 && meter.rate().bytes_per_second > 1e3, "{:?}", meter.samples);
+            meter.keep_last(1);
+            assert_eq!(meter.rate().bytes_per_second, meter.samples[0]);
+        }
+        let dense = file(&directory.path().join("dense"), &[("blk.0.ffn_up.weight", &[32, 4])]);
+        assert!(FileMeter::of_model(&dense, Readers::Auto).expect("nothing to read").is_none());
+    }
+
+    #[test]
+    fn a_file_that_has_become_shorter_is_an_error() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("file");
-        std::fs::write(&path, vec![1; 3 << 20]).expect("written");
-        let mut meter = FileMeter::new(&path).expect("read");
-        meter.sample().expect("read again");
-        assert!(meter.samples.len() == 2 && meter.rate().bytes_per_second > 1e5, "{meter:?}");
-        meter.keep_last(1);
-        assert_eq!(meter.rate().bytes_per_second, meter.samples[0]);
-        std::fs::write(&path, [1, 2, 3]).expect("written");
-        assert!(FileMeter::new(&path).expect("read").rate().bytes_per_second > 0.0);
-        assert!(FileMeter::new(&directory.path().join("no file")).is_err());
+        let gguf = file(&path, &[("blk.0.ffn_up_exps.weight", &[256, 512, 4])]);
+        std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(8192)).expect("cut");
+        let error = FileMeter::of_model(&gguf, Readers::Auto).err().expect("it ends too early").to_string();
+        assert!(error.contains("blk.0.ffn_up_exps.weight") && error.contains("truncated"), "{error}");
     }
 
     #[test]

@@ -92,13 +92,48 @@ impl Multiplier {
         info: &TensorInfo,
         layouts: &[BufferType],
     ) -> Result<Option<f64>, Error> {
+        self.rate(&self.copies(gguf, info, layouts)?)
+    }
+
+    /// Does `work` on another thread while it multiplies with copies of the rows of `info`. Comes back with what `work` did,
+    /// and which share of its rate multiplying has beside it, 0 to 1; 1 where there is no room to measure.
+    ///
+    /// # Errors
+    /// Where memory is short after all, or the device fails.
+    pub fn beside<T: Send>(
+        &self,
+        gguf: &Gguf,
+        info: &TensorInfo,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<(T, f64), Error> {
+        let weights = self.copies(gguf, info, &[])?;
+        let Some(alone) = self.rate(&weights)? else { return Ok((work(), 1.0)) };
+        let n_bytes: usize = weights.iter().map(Tensor::n_bytes).sum();
+        let mut scheduler = self.scheduler()?;
+        std::thread::scope(|scope| {
+            let working = scope.spawn(work);
+            let (start, mut n_multiplied) = (Instant::now(), 0);
+            while !working.is_finished() || n_multiplied == 0 {
+                for weights in &weights {
+                    self.multiply(&mut scheduler, weights)?;
+                }
+                n_multiplied += n_bytes * self.n_tokens;
+            }
+            let beside = n_multiplied as f64 / start.elapsed().as_secs_f64().max(1e-9);
+            let done = working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok((done, (beside / alone).min(1.0)))
+        })
+    }
+
+    /// Copies of the rows of `info`, as many as a round takes; none where there is no room.
+    fn copies(&self, gguf: &Gguf, info: &TensorInfo, layouts: &[BufferType]) -> Result<Vec<Tensor>, Error> {
         let row_bytes = info.ty.row_bytes(info.ne[0]).unwrap_or(0).max(1);
         let n_tensors = (self.round_bytes() / COPY_BYTES).max(1);
         // One more while they are put in place.
         let n_rows = COPY_BYTES.min(self.token_bytes).min(self.room_bytes / (n_tensors + 1)) / row_bytes;
         let rows = &gguf.data(info)[..((info.size / row_bytes).min(n_rows) * row_bytes) as usize];
         if rows.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let context = Context::new(n_tensors as usize);
         let (ty, ne) = (Type::from_id(info.ty.id())?, [info.ne[0] as usize, n_rows as usize]);
@@ -111,7 +146,7 @@ impl Multiplier {
         let n_bytes = (n_rows * row_bytes) as usize;
         let repeated: Vec<u8> = rows.iter().copied().cycle().take(n_bytes).collect();
         weights.iter().for_each(|weights| weights.write(0, &repeated));
-        self.rate(&weights)
+        Ok(weights)
     }
 
     /// Bytes of a round: several times what caches hold, but no more than a token needs.

@@ -18,6 +18,7 @@ use gguf::Gguf;
 use model_spec::{FileType, HyperParams, TensorId, TensorRole, keys};
 use std::path::Path;
 use std::sync::Arc;
+pub(crate) use stream::sources as expert_sources;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]

@@ -61,7 +61,7 @@ impl Binder<'_> {
 }
 
 /// The matrices of one projection of `n_expert` experts: a stacked tensor, or one for each.
-pub(super) fn sources(pieces: &[&TensorInfo], n_expert: usize) -> Vec<MatrixSource> {
+pub(crate) fn sources(pieces: &[&TensorInfo], n_expert: usize) -> Vec<MatrixSource> {
     let one = |info: &TensorInfo, index: u64, size: u64| {
         let n_rows = info.ne[1];
         MatrixSource {

@@ -66,7 +66,7 @@ impl Plan {
             let on_host = chances.memory + chances.file;
             let share = if on_host > 0.0 { chances.file / on_host } else { 0.0 };
             let reading = match self.is_measured && share > 0.0 {
-                true => share * copied / self.machine.file_bytes_per_second,
+                true => share * copied / self.machine.disk.bytes_per_second,
                 false => 0.0,
             };
             self.crossover = Some(Crossover {

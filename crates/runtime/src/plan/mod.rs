@@ -10,7 +10,7 @@ mod survey;
 
 use crate::model::ModelOptions;
 use crate::residency::budget::{
-    self, Decided, Demand, Grain, Home, Machine, Outlook, Shortage, Store, Streaming, Usage,
+    self, Decided, Demand, Disk, Grain, Home, Machine, Outlook, Shortage, Store, Streaming, Usage,
 };
 use crate::residency::{ExpertSlots, GpuLayers, Repack};
 use crate::session::{KV_STEP, SessionOptions, StageExperts};
@@ -131,7 +131,7 @@ impl Plan {
         };
         let mut is_file_rate_direct = false;
         if needed {
-            let rates = Rates::measure(gguf, &hparams, model, session, &survey, &demand)?;
+            let rates = Rates::measure(gguf, &hparams, model, session, &survey, &demand, is_streamed)?;
             is_file_rate_direct = rates.is_file_direct;
             (demand, machine, outlook) = try_with(&survey, &decided, grain, n_ctx, rates)?;
         }
@@ -170,7 +170,8 @@ impl Plan {
     /// Tokens per second where the file gives `file_bytes_per_second`, and a share of `hits`, 0 to 1, of the experts that the
     /// host computes is found in memory: to tell, once that was measured, what of a plan's error is its own.
     pub fn tokens_per_second_with(&self, file_bytes_per_second: f64, hits: Option<f64>) -> f64 {
-        let machine = Machine { file_bytes_per_second, ..self.machine };
+        let disk = Disk { bytes_per_second: file_bytes_per_second, ..self.machine.disk };
+        let machine = Machine { disk, ..self.machine };
         1.0 / self.outlook.time_with(&self.demand, &machine, hits).total()
     }
 
@@ -356,7 +357,7 @@ fn machine(survey: &Survey, rates: Rates) -> Machine {
     Machine {
         device: (!survey.devices.is_empty()).then(|| store(survey.device_bytes, rates.device)),
         memory: store(survey.memory_bytes, rates.memory),
-        file_bytes_per_second: rates.file,
+        disk: rates.disk,
         seconds_per_token: rates.seconds_per_token,
     }
 }

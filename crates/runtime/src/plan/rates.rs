@@ -1,9 +1,9 @@
 //! The bandwidths that a plan's speeds are computed from, measured on the file and the machine at hand.
 
 use super::survey::Survey;
-use crate::bandwidth::{FileMeter, FileRate, Multiplier};
+use crate::bandwidth::{FileMeter, Multiplier};
 use crate::model::ModelOptions;
-use crate::residency::budget::Demand;
+use crate::residency::budget::{Demand, Disk};
 use crate::residency::repacked_types;
 use crate::session::SessionOptions;
 use crate::{Error, Kernels};
@@ -15,8 +15,10 @@ use quants::TensorType;
 /// Types with a smaller part of a token's weights are not measured.
 const MIN_PART: f64 = 0.08;
 
-/// Samples of the file's rate that are taken after all else, besides the first and one for each type.
+/// Samples of the file's rate that are taken after all else, besides the first and one for each type; and of those beside
+/// multiplication.
 const LAST_SAMPLES: usize = 2;
+const SAMPLES_BESIDE: usize = 3;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
@@ -24,18 +26,23 @@ pub(super) struct Rates {
     pub device: f64,
     /// The CPU.
     pub memory: f64,
-    /// Bytes of the file read in a second.
-    pub file: f64,
+    pub disk: Disk,
+    /// Whether the page cache was left out in reading the file.
     pub is_file_direct: bool,
     pub seconds_per_token: f64,
 }
 
 impl Rates {
     /// For plans without speeds; what is placed where does not depend on them.
-    pub const UNKNOWN: Rates =
-        Rates { device: 1.0, memory: 1.0, file: 1.0, is_file_direct: false, seconds_per_token: 0.0 };
+    pub const UNKNOWN: Rates = Rates {
+        device: 1.0,
+        memory: 1.0,
+        disk: Disk { bytes_per_second: 1.0, share_beside: 1.0, memory_share_beside: 1.0 },
+        is_file_direct: false,
+        seconds_per_token: 0.0,
+    };
 
-    /// Measures.
+    /// Measures; what reading and multiplying leave of each other only where experts are `streamed`.
     ///
     /// # Errors
     /// Where the file can't be read, or a device fails.
@@ -46,6 +53,7 @@ impl Rates {
         session: &SessionOptions,
         survey: &Survey,
         demand: &Demand,
+        is_streamed: bool,
     ) -> Result<Rates, Error> {
         let kinds = kinds(gguf, demand);
         let token_bytes = demand.bytes_per_token() as u64;
@@ -58,12 +66,13 @@ impl Rates {
         // What is mapped is measured where it lies: how fast that is read depends on the pages it happens to be in.
         let fits = gguf.tensors().iter().map(|t| t.size).sum::<u64>() <= survey.memory_bytes;
         let is_mapped = model.use_mmap && model.expert_pool_bytes.is_none() && layouts.is_empty() && fits;
-        let fail = |source| Error::Read { path: gguf.path().to_owned(), source };
-        let mut meter = FileMeter::of_model(gguf).map_err(fail)?;
+        let mut meter = FileMeter::of_model(gguf, model.expert_readers)?;
+        let multiplier = |device, room_bytes| {
+            Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)
+        };
         let mut on = |device: Device, room_bytes: u64| -> Result<f64, Error> {
             let layouts: &[BufferType] = if device == cpu { &layouts } else { &[] };
-            let multiplier =
-                Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)?;
+            let multiplier = multiplier(device, room_bytes)?;
             let mut parts = Vec::new();
             for kind in &kinds {
                 let rate = if device == cpu && is_mapped {
@@ -72,7 +81,7 @@ impl Rates {
                     multiplier.rate_of_copies(gguf, kind.largest(), layouts)?
                 };
                 parts.extend(rate.map(|rate| (kind.part, rate)));
-                meter.sample().map_err(fail)?;
+                meter.as_mut().map_or(Ok(()), FileMeter::sample)?;
             }
             Ok(together(&parts))
         };
@@ -82,19 +91,31 @@ impl Rates {
             Some(device) => on(*device, (device.memory().0 / 4) as u64)?,
             None => memory,
         };
-        for _ in 0..LAST_SAMPLES {
-            meter.sample().map_err(fail)?;
+        let mut disk = Rates::UNKNOWN.disk;
+        let mut is_file_direct = false;
+        if let Some(mut meter) = meter {
+            (0..LAST_SAMPLES).try_for_each(|_| meter.sample())?;
+            let alone = meter.rate();
+            disk = Disk::apart(alone.bytes_per_second);
+            is_file_direct = alone.is_direct;
+            let largest = kinds.iter().max_by(|a, b| a.part.total_cmp(&b.part));
+            if let Some(kind) = largest.filter(|_| is_streamed) {
+                let sample = || (0..SAMPLES_BESIDE).try_for_each(|_| meter.sample());
+                let multiplier = multiplier(cpu, survey.memory_bytes / 4)?;
+                let (sampled, share) = multiplier.beside(gguf, kind.largest(), sample)?;
+                sampled?;
+                meter.keep_last(SAMPLES_BESIDE);
+                let beside = meter.rate().bytes_per_second / alone.bytes_per_second.max(1.0);
+                disk.share_beside = beside.clamp(MIN_SHARE, 1.0);
+                disk.memory_share_beside = share.max(MIN_SHARE);
+            }
         }
-        let FileRate { bytes_per_second, is_direct } = meter.rate();
-        Ok(Rates {
-            device,
-            memory,
-            file: bytes_per_second,
-            is_file_direct: is_direct,
-            seconds_per_token: overhead(hparams),
-        })
+        Ok(Rates { device, memory, disk, is_file_direct, seconds_per_token: overhead(hparams) })
     }
 }
+
+/// Of a rate, what is left beside something else, at the least: below, one of both was not there by chance.
+const MIN_SHARE: f64 = 0.05;
 
 /// What a token takes besides weights, as measured: norms, rotary embedding, attention over a short context, and waiting
 /// of threads for each other, in each layer; sampling at the end.

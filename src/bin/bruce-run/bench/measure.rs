@@ -93,8 +93,8 @@ impl<'a> Bench<'a> {
             std::thread::sleep(Duration::from_secs(self.args.delay));
             let tokens = Tokens::new(self.args.file.as_deref(), &model)?;
             warn_of_repeated(&tokens, test, self.args.repetitions);
-            let disk = model.expert_pool().map(|_| Disk::new(model.gguf())).transpose();
-            let disk = disk.with_context(|| test.model.display().to_string())?;
+            let readers = self.args.expert_readers;
+            let disk = model.expert_pool().map(|_| Disk::new(model.gguf(), readers)).transpose()?.flatten();
             let samples = Samples { n_tokens: test.n_prompt + test.n_gen, times: Vec::new() };
             let expected = plan.as_ref().map(|plan| plan.outlook.tokens_per_second());
             let (slots, streamed) = (statistics(&model), None);
@@ -192,8 +192,7 @@ impl Run<'_> {
     }
 
     fn sample_disk(&mut self) -> Result<(), anyhow::Error> {
-        let sampled = self.disk.as_mut().map_or(Ok(()), Disk::sample);
-        sampled.with_context(|| self.test.model.display().to_string())
+        Ok(self.disk.as_mut().map_or(Ok(()), Disk::sample)?)
     }
 
     fn finish(self) -> Outcome {

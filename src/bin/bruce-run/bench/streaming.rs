@@ -6,9 +6,9 @@
 
 use super::stats::mean;
 use gguf::Gguf;
-use runtime::StreamStatistics;
 use runtime::bandwidth::FileMeter;
 use runtime::plan::Plan;
+use runtime::{Error, StreamReaders, StreamStatistics};
 use std::time::Duration;
 
 /// Samples of the disk before and after each repetition.
@@ -18,19 +18,19 @@ const N_SAMPLES: usize = 3;
 pub struct Disk(FileMeter);
 
 impl Disk {
-    /// A meter for the file of a model.
+    /// A meter for the file of a model; `None` where that has no experts.
     ///
     /// # Errors
     /// Where it can't be read.
-    pub fn new(gguf: &Gguf) -> std::io::Result<Disk> {
-        FileMeter::of_model(gguf).map(Disk)
+    pub fn new(gguf: &Gguf, readers: StreamReaders) -> Result<Option<Disk>, Error> {
+        Ok(FileMeter::of_model(gguf, readers)?.map(Disk))
     }
 
     /// Takes a few samples, and forgets those that were taken before the last call.
     ///
     /// # Errors
     /// Where the file can't be read.
-    pub fn sample(&mut self) -> std::io::Result<()> {
+    pub fn sample(&mut self) -> Result<(), Error> {
         self.0.keep_last(N_SAMPLES);
         (0..N_SAMPLES).try_for_each(|_| self.0.sample())
     }

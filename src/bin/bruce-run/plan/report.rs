@@ -139,9 +139,17 @@ fn speed(out: &mut String, plan: &Plan) {
         rates.push(format!("devices {}/s", rate(device.bytes_per_second)));
     }
     rates.push(format!("memory {}/s", rate(machine.memory.bytes_per_second)));
-    let how = if plan.is_file_rate_direct { "" } else { " (from the page cache)" };
-    rates.push(format!("file {}/s{how}", rate(machine.file_bytes_per_second)));
+    let disk = &machine.disk;
+    if plan.demand.n_expert > 0 {
+        let how = if plan.is_file_rate_direct { "" } else { " (from the page cache)" };
+        rates.push(format!("experts in the file {}/s{how}", rate(disk.bytes_per_second)));
+    }
     let _ = writeln!(out, "Weights are read at: {}, measured just now", rates.join(", "));
+    if plan.outlook.is_streamed {
+        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+        let (file, memory) = (percent(disk.share_beside), percent(disk.memory_share_beside));
+        let _ = writeln!(out, "Beside each other: the file at {file} of that, memory at {memory}");
+    }
     let parts: Vec<String> = [
         ("on devices", time.device),
         ("in memory", time.memory),
@@ -262,7 +270,9 @@ pub fn json(plan: &Plan) -> Value {
         "bytes_per_token": plan.demand.bytes_per_token(),
         "device_bytes_per_second": machine.device.map(|device| device.bytes_per_second),
         "memory_bytes_per_second": machine.memory.bytes_per_second,
-        "file_bytes_per_second": machine.file_bytes_per_second,
+        "file_bytes_per_second": machine.disk.bytes_per_second,
+        "file_share_beside": machine.disk.share_beside,
+        "memory_share_beside": machine.disk.memory_share_beside,
         "is_file_rate_direct": plan.is_file_rate_direct,
         "seconds_per_token": {
             "device": outlook.time.device,

@@ -25,6 +25,24 @@ pub struct Store {
     pub bytes_per_second: f64,
 }
 
+/// How fast a file is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Disk {
+    /// Bytes read in a second while nothing is computed.
+    pub bytes_per_second: f64,
+    /// Which share of that is read while the CPU multiplies, above 0 and up to 1: both want the processor and its memory.
+    pub share_beside: f64,
+    /// Which share of its own rate the CPU multiplies with meanwhile.
+    pub memory_share_beside: f64,
+}
+
+impl Disk {
+    /// One that has nothing to do with the memory.
+    pub fn apart(bytes_per_second: f64) -> Disk {
+        Disk { bytes_per_second, share_beside: 1.0, memory_share_beside: 1.0 }
+    }
+}
+
 /// What a machine has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
@@ -32,8 +50,8 @@ pub struct Machine {
     pub device: Option<Store>,
     /// The host's memory.
     pub memory: Store,
-    /// How fast the file is read, in bytes per second.
-    pub file_bytes_per_second: f64,
+    /// What holds the file.
+    pub disk: Disk,
     /// What a token takes besides reading weights.
     pub seconds_per_token: f64,
 }

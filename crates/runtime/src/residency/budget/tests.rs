@@ -28,7 +28,7 @@ fn store(gigabytes: f64, gigabytes_per_second: f64) -> Store {
 }
 
 fn machine(device: Option<Store>, memory: Store) -> Machine {
-    Machine { device, memory, file_bytes_per_second: 3.0 * GB, seconds_per_token: 0.0 }
+    Machine { device, memory, disk: Disk::apart(3.0 * GB), seconds_per_token: 0.0 }
 }
 
 fn planned(demand: &Demand, machine: &Machine, grain: Grain) -> Outlook {
@@ -198,7 +198,7 @@ fn what_can_not_fit_says_how_much_it_needs() {
     // With the disk at half of that, or as many hits as there may be.
     let machine = machine(None, store(8.0, 40.0));
     let with = |rate, hits| {
-        let machine = Machine { file_bytes_per_second: rate, ..machine };
+        let machine = Machine { disk: Disk::apart(rate), ..machine };
         streamed.time_with(&demand, &machine, hits)
     };
     let planned = streamed.time;

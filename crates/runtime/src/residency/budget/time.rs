@@ -82,10 +82,6 @@ pub(super) fn of_token(
     (time, reads.chances())
 }
 
-/// What a disk gives readers beside threads that multiply, of what it gives readers that have the processor for themselves and
-/// always something to read, as measured with two cores.
-const BESIDE: f64 = 0.75;
-
 /// Seconds of waiting for the file in a layer of which a token takes `bytes` of experts from the host, in `n_used` choices, each
 /// of which is in the file with a chance of `misses`. What is in the file is read while all are multiplied, and with no
 /// more than a layer's work at once: so a layer without misses does not make up for one with many.
@@ -93,14 +89,24 @@ fn waiting(machine: &Machine, n_used: u32, bytes: f64, misses: f64) -> f64 {
     if bytes <= 0.0 || misses <= 0.0 {
         return 0.0;
     }
-    let multiplying = bytes / machine.memory.bytes_per_second;
-    let reading_all = bytes / (BESIDE * machine.file_bytes_per_second);
     let n = n_used.max(1);
     let waits = chances_of(n, misses.min(1.0)).enumerate().map(|(n_misses, chance)| {
-        let reading = reading_all * n_misses as f64 / f64::from(n);
-        chance * (reading - multiplying).max(0.0)
+        let read = bytes * n_misses as f64 / f64::from(n);
+        chance * (while_reading(machine, bytes, read) - bytes / machine.memory.bytes_per_second)
     });
     waits.sum()
+}
+
+/// Seconds in which the CPU multiplies with `bytes`, of which `read` are read meanwhile: beside each other until one of both
+/// has ended, then what is left of the other.
+fn while_reading(machine: &Machine, bytes: f64, read: f64) -> f64 {
+    let Machine { memory, disk, .. } = machine;
+    let multiplies = memory.bytes_per_second * disk.memory_share_beside;
+    let reads = disk.bytes_per_second * disk.share_beside;
+    let both = (bytes / multiplies).min(read / reads);
+    let left = |all: f64, done: f64| (all - done).max(0.0);
+    both + left(bytes, both * multiplies) / memory.bytes_per_second
+        + left(read, both * reads) / disk.bytes_per_second
 }
 
 /// The chances that 0, 1, ... of `n` choices are of a kind, each of which is with a chance of `one`.
@@ -214,8 +220,8 @@ impl Reads {
 #[cfg(test)]
 mod tests {
     use super::super::{Demand, ExpertItem, Home};
-    use super::{BESIDE, Reads, beside, chances_of, crossover, waiting};
-    use crate::residency::budget::{Machine, Store};
+    use super::{Reads, beside, chances_of, crossover, waiting, while_reading};
+    use crate::residency::budget::{Disk, Machine, Store};
 
     #[test]
     fn a_pool_keeps_parts_of_experts() {
@@ -230,12 +236,14 @@ mod tests {
         assert_eq!((with(0), with(150), with(1000)), ((50.0, 150.0), (125.0, 75.0), (200.0, 0.0)));
     }
 
+    fn machine(disk: Disk) -> Machine {
+        let memory = Store { size_bytes: 0, bytes_per_second: 10.0 };
+        Machine { device: None, memory, disk, seconds_per_token: 0.0 }
+    }
+
     #[test]
     fn a_layer_waits_for_what_it_misses_and_not_for_what_others_do() {
-        let store = |bytes_per_second| Store { size_bytes: 0, bytes_per_second };
-        let memory = store(10.0);
-        let machine =
-            Machine { device: None, memory, file_bytes_per_second: 1.0 / BESIDE, seconds_per_token: 0.0 };
+        let machine = machine(Disk::apart(1.0));
         // 100 bytes in two choices: 10 seconds of multiplying, and 50 or 100 of reading.
         assert_eq!((waiting(&machine, 2, 100.0, 0.0), waiting(&machine, 2, 100.0, 1.0)), (0.0, 90.0));
         let half = 0.5 * (50.0 - 10.0) + 0.25 * (100.0 - 10.0);
@@ -245,6 +253,18 @@ mod tests {
         assert!((few - (0.095 * 40.0 + 0.0025 * 90.0)).abs() < 1e-9, "{few}");
         let all: f64 = chances_of(6, 0.3).sum();
         assert!((all - 1.0).abs() < 1e-12 && chances_of(6, 0.3).count() == 7);
+    }
+
+    #[test]
+    fn reading_and_multiplying_hold_each_other_up_while_both_go_on() {
+        let machine = machine(Disk { bytes_per_second: 4.0, share_beside: 0.5, memory_share_beside: 0.8 });
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found}");
+        near(while_reading(&machine, 80.0, 0.0), 8.0);
+        // 10 seconds at 8 and 2 bytes a second, and then 60 bytes at 4.
+        near(while_reading(&machine, 80.0, 80.0), 10.0 + 15.0);
+        // 5 seconds at 8 and 2, and then 40 bytes at 10.
+        near(while_reading(&machine, 80.0, 10.0), 5.0 + 4.0);
+        near(waiting(&machine, 1, 80.0, 0.5), 0.5 * (25.0 - 8.0));
     }
 
     #[test]
