@@ -48,16 +48,22 @@ pub struct ContextArgs {
     #[arg(long, value_name = "N", default_value = "auto", value_parser = stage_experts)]
     pub stage_experts: StageExperts,
 
-    /// Skip the empty run that brings the weights into memory
+    /// Skip the empty run that brings the weights into memory; there is none where experts are streamed
     #[arg(long, overrides_with = "warmup")]
     pub no_warmup: bool,
 
-    /// The default; undoes --no-warmup
+    /// The default where experts are not streamed; undoes --no-warmup
     #[arg(long, overrides_with = "no_warmup", hide = true, action = ArgAction::SetTrue)]
     pub warmup: bool,
 }
 
 impl ContextArgs {
+    /// Whether an empty run comes first. It would read a token's experts from the file, gigabytes of a large model, and the
+    /// prompt reads its own.
+    pub fn warms_up(&self, is_streamed: bool) -> bool {
+        self.warmup || !(self.no_warmup || is_streamed)
+    }
+
     /// The resolved form.
     pub fn options(&self) -> SessionOptions {
         let default = SessionOptions::default();
@@ -131,5 +137,30 @@ fn threads(text: &str) -> Result<u32, String> {
         Ok(-1 | 0) => Ok(0),
         Ok(n @ 1..=512) => Ok(n as u32),
         _ => Err("expected 1 to 512, or -1 for one per core".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ContextArgs,
+    }
+
+    #[test]
+    fn streamed_experts_are_not_read_for_nothing_unless_asked_for() {
+        let warms_up = |flags: &[&str]| {
+            let line = ["program"].iter().chain(flags);
+            let args = Line::try_parse_from(line).expect("a command line").args;
+            [args.warms_up(false), args.warms_up(true)]
+        };
+        assert_eq!(warms_up(&[]), [true, false]);
+        assert_eq!(warms_up(&["--no-warmup"]), [false, false]);
+        assert_eq!(warms_up(&["--no-warmup", "--warmup"]), [true, true]);
+        assert_eq!(warms_up(&["--warmup", "--no-warmup"]), [false, false]);
     }
 }

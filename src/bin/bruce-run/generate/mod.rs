@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         eprintln!("warning: the CPU reads prompts with the experts that it has: {error}");
     }
     let sampler = sampler(args, &model, session.n_ctx())?;
-    if !args.context.no_warmup {
+    if args.context.warms_up(model.expert_pool().is_some()) {
         session.warm_up()?;
     }
     if config.verbose {
