@@ -15,6 +15,7 @@
 use crate::Error;
 use memmap2::Mmap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,6 +45,18 @@ pub(crate) fn will_need(map: &Mmap, offset: u64, len: u64) {
     let _ = map.advise_range(memmap2::Advice::WillNeed, offset as usize, len as usize);
     #[cfg(not(unix))]
     let _ = (map, offset, len);
+}
+
+/// Brings a range of a mapping into memory and waits for it: in the order of the file and by large reads, as faults seldom are.
+/// False where the system can't do that, or not all of the range is there any more.
+pub fn populate(map: &Mmap, range: Range<u64>) -> bool {
+    let (start, len) = (range.start as usize, range.end.saturating_sub(range.start) as usize);
+    #[cfg(target_os = "linux")]
+    return map.advise_range(memmap2::Advice::PopulateRead, start, len).is_ok();
+    #[cfg(all(unix, not(target_os = "linux")))]
+    return map.advise_range(memmap2::Advice::WillNeed, start, len).is_ok();
+    #[cfg(not(unix))]
+    return false;
 }
 
 /// Lets go of the pages of a range, which count as the process's own memory until then. They are read again when touched.
@@ -195,6 +208,19 @@ mod fault {
             for n in [0, 7, 10, 4096, usize::MAX] {
                 assert_eq!(decimal(n, &mut [0; 20]), n.to_string().as_bytes());
             }
+        }
+
+        #[test]
+        #[cfg(target_os = "linux")]
+        fn what_a_file_has_lost_can_not_be_populated() -> io::Result<()> {
+            let file = tempfile::NamedTempFile::new()?;
+            file.as_file().set_len(1 << 20)?;
+            let map = map(file.path(), file.as_file()).expect("a readable file");
+            assert!(populate(&map, 5000..300_000) && populate(&map, 0..1 << 20) && populate(&map, 7..7));
+            file.as_file().set_len(4096)?;
+            assert!(!populate(&map, 0..1 << 20));
+            assert!(populate(&map, 0..100));
+            Ok(())
         }
 
         #[test]

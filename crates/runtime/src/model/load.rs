@@ -1,15 +1,16 @@
 //! Puts the bytes of the weights where the placement wants them.
 
 use super::bind::{Binder, Pending, Piece, Table};
+use super::read_ahead::{Places, read_ahead};
 use super::{LoadProgress, ModelOptions, Weights, stream};
 use crate::Error;
 use crate::embeddings::Embeddings;
-use crate::memory::Free;
+use crate::memory::{self, Free};
 use crate::residency::Placement;
 use crate::slots::LayerSlots;
 use expert_pool::{Files, Options, Pool};
 use ggml::{Buffer, BufferType, Tensor};
-use gguf::Gguf;
+use gguf::{Gguf, TensorInfo};
 use model_spec::HyperParams;
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,8 +70,9 @@ const WINDOW_BYTES: usize = 32 << 20;
 const MAX_COPIERS: usize = 4;
 const MIN_SHARE_BYTES: usize = 1 << 20;
 
-/// Uses the mapped file itself as the buffer of the tensors that stay on the host.
+/// Uses the mapped file itself as the buffer of the tensors that stay on the host, and has it read ahead.
 fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> {
+    let mut files = Vec::new();
     for part in 0..gguf.parts().len() {
         let mut tensors = mapped.iter().filter(|p| p.pieces[0].info.part == part).peekable();
         if tensors.peek().is_none() {
@@ -84,11 +86,21 @@ fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> 
                 expected: "a limit of locked memory (ulimit -l) that holds the model".to_owned(),
             })?;
         }
+        let mut places = Places { map: Arc::downgrade(&map), ranges: Vec::new() };
         let buffer = Buffer::from_mapping(map);
         buffer.set_weights();
         for pending in tensors {
-            buffer.place(&pending.tensor, pending.pieces[0].info.offset as usize);
+            let TensorInfo { offset, size, .. } = pending.pieces[0].info;
+            buffer.place(&pending.tensor, *offset as usize);
+            places.ranges.push(*offset..offset + size);
         }
+        files.push(places);
+    }
+    let bytes: u64 =
+        files.iter().flat_map(|places| &places.ranges).map(|range| range.end - range.start).sum();
+    // What has no room would only push out what was read before.
+    if !mlock && memory::available_bytes().is_none_or(|available| bytes <= available) {
+        read_ahead(files);
     }
     Ok(())
 }

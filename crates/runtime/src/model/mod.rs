@@ -3,6 +3,7 @@
 mod bind;
 mod check;
 mod load;
+mod read_ahead;
 mod slots;
 mod stream;
 

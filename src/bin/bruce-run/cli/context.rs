@@ -48,20 +48,19 @@ pub struct ContextArgs {
     #[arg(long, value_name = "N", default_value = "auto", value_parser = stage_experts)]
     pub stage_experts: StageExperts,
 
-    /// Skip the empty run that brings the weights into memory; there is none where experts are streamed
+    /// Skip the empty run before the first prompt: it is made where a GPU computes, or while you type the first question
     #[arg(long, overrides_with = "warmup")]
     pub no_warmup: bool,
 
-    /// The default where experts are not streamed; undoes --no-warmup
-    #[arg(long, overrides_with = "no_warmup", hide = true, action = ArgAction::SetTrue)]
+    /// Make an empty run before the first prompt
+    #[arg(long, overrides_with = "no_warmup", action = ArgAction::SetTrue)]
     pub warmup: bool,
 }
 
 impl ContextArgs {
-    /// Whether an empty run comes first. It would read a token's experts from the file, gigabytes of a large model, and the
-    /// prompt reads its own.
-    pub fn warms_up(&self, is_streamed: bool) -> bool {
-        self.warmup || !(self.no_warmup || is_streamed)
+    /// Whether an empty run comes first, by what the user says or else by `default`.
+    pub fn warms_up(&self, default: bool) -> bool {
+        self.warmup || (default && !self.no_warmup)
     }
 
     /// The resolved form.
@@ -152,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn streamed_experts_are_not_read_for_nothing_unless_asked_for() {
+    fn the_last_word_on_empty_runs_counts() {
         let warms_up = |flags: &[&str]| {
             let line = ["program"].iter().chain(flags);
             let args = Line::try_parse_from(line).expect("a command line").args;
             [args.warms_up(false), args.warms_up(true)]
         };
-        assert_eq!(warms_up(&[]), [true, false]);
+        assert_eq!(warms_up(&[]), [false, true]);
         assert_eq!(warms_up(&["--no-warmup"]), [false, false]);
         assert_eq!(warms_up(&["--no-warmup", "--warmup"]), [true, true]);
         assert_eq!(warms_up(&["--warmup", "--no-warmup"]), [false, false]);

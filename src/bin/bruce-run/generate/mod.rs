@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         eprintln!("warning: the CPU reads prompts with the experts that it has: {error}");
     }
     let sampler = sampler(args, &model, session.n_ctx())?;
-    if args.context.warms_up(model.expert_pool().is_some()) {
+    if args.context.warms_up(gains_by_empty_run(&model, mode == Mode::Converse && config.prompt.is_none())) {
         session.warm_up()?;
     }
     if config.verbose {
@@ -175,6 +175,13 @@ fn limits(config: &Config) -> Limits {
         show_control: config.show_control,
         n_draft: config.n_draft,
     }
+}
+
+/// Whether an empty run first spares anybody time: GPUs load their kernels in it, and who types the first question waits for
+/// nothing meanwhile. Otherwise the prompt finds its weights faster than a single token, whose way through the file is
+/// another; one through streamed experts would read gigabytes for nothing.
+fn gains_by_empty_run(model: &Model, is_typing: bool) -> bool {
+    model.expert_pool().is_none() && (is_typing || !model.placement().devices().is_empty())
 }
 
 /// Where the weights are and what else takes memory, on stderr.
