@@ -171,30 +171,6 @@ fn file_kind(meta: &std::fs::Metadata) -> &'static str {
     "a device or socket"
 }
 
-/// Fills `buf` from `offset` on; the file's own position is not used, so threads may share it.
-#[cfg(unix)]
-pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
-}
-
-/// Fills `buf` from `offset` on; the position that Windows moves along is never relied on.
-#[cfg(windows)]
-pub(crate) fn read_exact_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !buf.is_empty() {
-        match file.seek_read(buf, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                buf = &mut buf[n..];
-                offset += n as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
 /// The model's folder in the hub's cache, for a directory that is one of its snapshots: `models--org--name` of
 /// `models--org--name/snapshots/REV`.
 pub fn hub_cache_of(real: &Path) -> Option<&Path> {

@@ -198,7 +198,7 @@ impl Checkpoint {
             let found = format!("a read of {} bytes at {offset}", buf.len());
             return Err(Error::malformed(path, what, found, format!("a range within {} bytes", weight.size)));
         }
-        directory::read_exact_at(file, buf, weight.offset + offset).map_err(|source| Error::Io {
+        gguf::position::read_exact_at(file, buf, weight.offset + offset).map_err(|source| Error::Io {
             file: path.clone(),
             action: "cannot read weights",
             source,
@@ -207,15 +207,6 @@ impl Checkpoint {
 
     /// Tells the system that this part of a weight will be read soon. Advice only.
     pub fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
-        let (file, offset) = (&self.shards[weight.shard].1, weight.offset + offset);
-        #[cfg(target_os = "linux")]
-        let _ = {
-            let len = std::num::NonZeroU64::new(len);
-            rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed)
-        };
-        #[cfg(target_os = "macos")]
-        let _ = rustix::fs::fcntl_rdadvise(file, offset, len);
-        #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-        let _ = (file, offset, len);
+        gguf::position::read_soon(&self.shards[weight.shard].1, weight.offset + offset, len);
     }
 }

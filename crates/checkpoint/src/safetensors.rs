@@ -10,11 +10,11 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
+use gguf::position::read_exact_at;
 use quants::TensorType;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use crate::directory::read_exact_at;
 use crate::error::{Error, Result, quoted};
 use crate::json::utf8;
 

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use checkpoint::Weight;
+use gguf::position::{read_exact_at, read_soon};
 use gguf::{Gguf, Metadata, TensorInfo};
 use model_spec::{FileType, HyperParams, TensorId, TensorRole, keys};
 use quants::TensorType;
@@ -240,36 +241,4 @@ impl Input for GgufModel {
     fn read_soon(&self, weight: &Weight, offset: u64, len: u64) {
         read_soon(&self.files[weight.shard], weight.offset + offset, len);
     }
-}
-
-/// Asks the system to read part of a file before it is needed.
-fn read_soon(file: &File, offset: u64, len: u64) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
-    #[cfg(target_os = "macos")]
-    let _ = rustix::fs::fcntl_rdadvise(file, offset, len);
-    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-    let _ = (file, offset, len);
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !buf.is_empty() {
-        match file.seek_read(buf, offset) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                buf = &mut buf[n..];
-                offset += n as u64;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

@@ -40,6 +40,7 @@ mod metadata;
 pub mod mmap;
 mod new_file;
 mod partial;
+pub mod position;
 mod reader;
 mod split;
 mod value;
