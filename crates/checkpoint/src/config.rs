@@ -71,29 +71,7 @@ impl Config {
             |key: &str, max| fields.count(key, max)?.ok_or_else(|| fields.missing(key, "a whole number"));
 
         let n_embd = need("hidden_size", MAX_WIDTH)?;
-        let n_head = need("num_attention_heads", n_embd)?;
-        let head_dim = fields.count("head_dim", MAX_WIDTH)?;
-        if head_dim.is_none() && n_embd % n_head != 0 {
-            let expected = format!("a divisor of hidden_size, {n_embd}, or head_dim stated");
-            return Err(Error::malformed(file, "num_attention_heads", n_head.to_string(), expected));
-        }
-        let n_head_kv = match fields.count("num_key_value_heads", n_head)? {
-            Some(n) => n,
-            None if family == Family::Llama || fields.contains("num_key_value_heads") => n_head,
-            None => 8,
-        };
-        if n_head % n_head_kv != 0 {
-            let expected = format!("a divisor of the {n_head} query heads");
-            return Err(Error::malformed(file, "num_key_value_heads", n_head_kv.to_string(), expected));
-        }
-        // The converter sees the configuration through transformers, which fills in head_dim for the dense
-        // families; the file then states it.
-        let head_dim_stated = head_dim.is_some() || family != Family::Mixtral;
-        let head_dim = head_dim.unwrap_or(n_embd / n_head);
-        if head_dim % 2 != 0 {
-            let expected = "an even number (pairs rotate)";
-            return Err(Error::malformed(file, "head_dim", head_dim.to_string(), expected));
-        }
+        let Heads { n_head, n_head_kv, head_dim, is_dim_stated } = heads(fields, family, n_embd)?;
         let (n_expert, n_expert_used) = experts(fields, family)?;
         let default_ctx = if family == Family::Llama { 2048 } else { 131_072 };
         let n_ctx_train = fields.count("max_position_embeddings", i32::MAX as u32)?.unwrap_or(default_ctx);
@@ -114,7 +92,7 @@ impl Config {
             n_head_kv,
             head_dim_k: head_dim,
             head_dim_v: head_dim,
-            head_dim_stated,
+            head_dim_stated: is_dim_stated,
             n_rot: head_dim,
             n_vocab: fields.count("vocab_size", i32::MAX as u32)?.unwrap_or(0),
             n_ctx_train,
@@ -140,6 +118,42 @@ impl Config {
             map,
         })
     }
+}
+
+/// The heads of attention.
+struct Heads {
+    n_head: u32,
+    n_head_kv: u32,
+    head_dim: u32,
+    is_dim_stated: bool,
+}
+
+fn heads(fields: Fields<'_>, family: Family, n_embd: u32) -> Result<Heads> {
+    let key = "num_attention_heads";
+    let n_head = fields.count(key, n_embd)?.ok_or_else(|| fields.missing(key, "a whole number"))?;
+    let head_dim = fields.count("head_dim", MAX_WIDTH)?;
+    if head_dim.is_none() && !n_embd.is_multiple_of(n_head) {
+        let expected = format!("a divisor of hidden_size, {n_embd}, or head_dim stated");
+        return Err(Error::malformed(fields.file, key, n_head.to_string(), expected));
+    }
+    let n_head_kv = match fields.count("num_key_value_heads", n_head)? {
+        Some(n) => n,
+        None if family == Family::Llama || fields.contains("num_key_value_heads") => n_head,
+        None => 8,
+    };
+    if n_head % n_head_kv != 0 {
+        let expected = format!("a divisor of the {n_head} query heads");
+        return Err(Error::malformed(fields.file, "num_key_value_heads", n_head_kv.to_string(), expected));
+    }
+    // The converter sees the configuration through transformers, which fills in head_dim for the dense
+    // families; the file then states it.
+    let is_dim_stated = head_dim.is_some() || family != Family::Mixtral;
+    let head_dim = head_dim.unwrap_or(n_embd / n_head);
+    if head_dim % 2 != 0 {
+        let expected = "an even number (pairs rotate)";
+        return Err(Error::malformed(fields.file, "head_dim", head_dim.to_string(), expected));
+    }
+    Ok(Heads { n_head, n_head_kv, head_dim, is_dim_stated })
 }
 
 fn family(fields: Fields<'_>) -> Result<Family> {

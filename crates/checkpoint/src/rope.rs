@@ -27,49 +27,26 @@ pub(crate) fn read(
     default_base: f64,
     warnings: &mut Vec<String>,
 ) -> Result<RopeConfig> {
-    let mut params = match config.object("rope_parameters", "rope_parameters.")? {
-        Some(params) => Some(params),
-        None => config.object("rope_scaling", "rope_scaling.")?,
-    };
-    // Per layer type since transformers 5; these architectures have one kind of layer.
-    if let Some(inner) =
-        params.map(|p| p.object("full_attention", "rope_parameters.full_attention.")).transpose()?
-    {
-        params = inner.or(params);
-    }
+    let params = parameters(config)?;
     let base = match params.map(|p| p.positive("rope_theta")).transpose()?.flatten() {
         Some(base) => base,
         None => config.positive("rope_theta")?.unwrap_or(default_base),
-    };
+    } as f32;
     for fields in [Some(config), params].into_iter().flatten() {
         if let Some(value) = fields.value("partial_rotary_factor").filter(|v| v.as_f64() != Some(1.0)) {
-            return Err(fields.wrong(
-                "partial_rotary_factor",
-                value,
-                "1: all of a head rotates in this architecture",
-            ));
+            let expected = "1: all of a head rotates in this architecture";
+            return Err(fields.wrong("partial_rotary_factor", value, expected));
         }
     }
-    let plain = |scaling| RopeConfig { rope: Rope { freq_base: base as f32, scaling }, freqs: None };
+    let plain = |scaling| RopeConfig { rope: Rope { freq_base: base, scaling }, freqs: None };
     let Some(params) = params else { return Ok(plain(RopeScaling::None)) };
     let kind = match params.str("rope_type")? {
         Some(kind) => Some(kind),
         None => params.str("type")?,
     };
-    let factor = |key| -> Result<f32> {
-        Ok(params.positive(key)?.ok_or_else(|| params.missing(key, "a number above 0"))? as f32)
-    };
-    let optional = |key| -> Result<Option<f32>> { Ok(params.positive(key)?.map(|f| f as f32)) };
-    let original_context = || -> Result<u32> {
-        let key = "original_max_position_embeddings";
-        Ok(match params.count(key, i32::MAX as u32)? {
-            Some(n) => n,
-            None => config.count(key, i32::MAX as u32)?.unwrap_or(n_ctx),
-        })
-    };
     match kind.map(str::to_ascii_lowercase).as_deref() {
         None | Some("default" | "none") => Ok(plain(RopeScaling::None)),
-        Some("linear") => Ok(plain(RopeScaling::Linear { factor: factor("factor")? })),
+        Some("linear") => Ok(plain(RopeScaling::Linear { factor: factor(params)? })),
         Some("dynamic" | "ntk") => {
             let file = config.file.display();
             warnings.push(format!(
@@ -78,38 +55,10 @@ pub(crate) fn read(
             ));
             Ok(plain(RopeScaling::None))
         }
-        Some("yarn") => {
-            let attn_factor = match optional("attention_factor")? {
-                Some(factor) => Some(factor),
-                None => optional("attn_factor")?,
-            };
-            Ok(plain(RopeScaling::Yarn {
-                factor: factor("factor")?,
-                orig_ctx: original_context()?,
-                ext_factor: optional("extrapolation_factor")?.unwrap_or(1.0),
-                attn_factor: attn_factor.unwrap_or(1.0),
-                beta_fast: optional("beta_fast")?.unwrap_or(32.0),
-                beta_slow: optional("beta_slow")?.unwrap_or(1.0),
-            }))
-        }
+        Some("yarn") => Ok(plain(yarn(config, params, n_ctx)?)),
         Some("llama3") => {
-            let original = params.positive("original_max_position_embeddings")?.unwrap_or(8192.0);
-            let scaling = Llama3 {
-                factor: optional("factor")?.unwrap_or(8.0),
-                low_freq_factor: optional("low_freq_factor")?.unwrap_or(1.0),
-                high_freq_factor: optional("high_freq_factor")?.unwrap_or(4.0),
-                original_context: original as f32,
-            };
-            if scaling.high_freq_factor <= scaling.low_freq_factor {
-                return Err(Error::malformed(
-                    config.file,
-                    "rope scaling: high_freq_factor",
-                    scaling.high_freq_factor.to_string(),
-                    format!("more than low_freq_factor, {}", scaling.low_freq_factor),
-                ));
-            }
-            let freqs = Some(scaling.divisors(base as f32, head_dim));
-            Ok(RopeConfig { rope: Rope { freq_base: base as f32, scaling: RopeScaling::None }, freqs })
+            let freqs = Some(Llama3::read(config, params)?.divisors(base, head_dim));
+            Ok(RopeConfig { freqs, ..plain(RopeScaling::None) })
         }
         Some(other) => Err(Error::malformed(
             config.file,
@@ -118,6 +67,45 @@ pub(crate) fn read(
             "default, linear, dynamic, yarn or llama3",
         )),
     }
+}
+
+/// The object that says how positions rotate, by its new name or the old one.
+fn parameters(config: Fields<'_>) -> Result<Option<Fields<'_>>> {
+    let params = match config.object("rope_parameters", "rope_parameters.")? {
+        Some(params) => Some(params),
+        None => config.object("rope_scaling", "rope_scaling.")?,
+    };
+    // Per layer type since transformers 5; these architectures have one kind of layer.
+    let inner = params.map(|p| p.object("full_attention", "rope_parameters.full_attention.")).transpose()?;
+    Ok(inner.flatten().or(params))
+}
+
+fn factor(params: Fields<'_>) -> Result<f32> {
+    Ok(params.positive("factor")?.ok_or_else(|| params.missing("factor", "a number above 0"))? as f32)
+}
+
+fn optional(params: Fields<'_>, key: &str) -> Result<Option<f32>> {
+    Ok(params.positive(key)?.map(|value| value as f32))
+}
+
+fn yarn(config: Fields<'_>, params: Fields<'_>, n_ctx: u32) -> Result<RopeScaling> {
+    let key = "original_max_position_embeddings";
+    let orig_ctx = match params.count(key, i32::MAX as u32)? {
+        Some(n) => n,
+        None => config.count(key, i32::MAX as u32)?.unwrap_or(n_ctx),
+    };
+    let attn_factor = match optional(params, "attention_factor")? {
+        Some(factor) => Some(factor),
+        None => optional(params, "attn_factor")?,
+    };
+    Ok(RopeScaling::Yarn {
+        factor: factor(params)?,
+        orig_ctx,
+        ext_factor: optional(params, "extrapolation_factor")?.unwrap_or(1.0),
+        attn_factor: attn_factor.unwrap_or(1.0),
+        beta_fast: optional(params, "beta_fast")?.unwrap_or(32.0),
+        beta_slow: optional(params, "beta_slow")?.unwrap_or(1.0),
+    })
 }
 
 /// Llama 3.1's scaling: long wavelengths are stretched by `factor`, short ones kept, those between blended.
@@ -129,6 +117,25 @@ struct Llama3 {
 }
 
 impl Llama3 {
+    fn read(config: Fields<'_>, params: Fields<'_>) -> Result<Llama3> {
+        let original = params.positive("original_max_position_embeddings")?.unwrap_or(8192.0);
+        let scaling = Llama3 {
+            factor: optional(params, "factor")?.unwrap_or(8.0),
+            low_freq_factor: optional(params, "low_freq_factor")?.unwrap_or(1.0),
+            high_freq_factor: optional(params, "high_freq_factor")?.unwrap_or(4.0),
+            original_context: original as f32,
+        };
+        if scaling.high_freq_factor <= scaling.low_freq_factor {
+            return Err(Error::malformed(
+                config.file,
+                "rope scaling: high_freq_factor",
+                scaling.high_freq_factor.to_string(),
+                format!("more than low_freq_factor, {}", scaling.low_freq_factor),
+            ));
+        }
+        Ok(scaling)
+    }
+
     /// What each pair's frequency is divided by.
     ///
     /// Every step is rounded to f32, quotients of a constant as the constant times the rounded reciprocal:

@@ -202,19 +202,8 @@ pub(crate) fn load(
             dir.join("config.json").display()
         ));
     }
-    let model = match dir.read("tokenizer.model", MAX_TOKENIZER)? {
-        Some(bytes) => Some(sentencepiece::parse(&dir.join("tokenizer.model"), &bytes)?),
-        None => None,
-    };
     let file = dir.join("tokenizer.json");
-    let tokenizer = match read_tokenizer_json(dir, &file) {
-        // Beside a tokenizer.model this one only adds.
-        Err(e) if model.is_some() => {
-            warnings.push(format!("{e}; left out, as tokenizer.model is used"));
-            None
-        }
-        other => other?,
-    };
+    let (model, tokenizer) = read_files(dir, &file, warnings)?;
     let mut table = Table::new(n_rows as usize);
     let mut vocabulary = Vocabulary {
         model: TokenizerModel::Spm,
@@ -248,7 +237,7 @@ pub(crate) fn load(
         (None, None) => return Err(no_tokenizer(dir)),
     }
     table.finish(&companions, warnings)?;
-    let specials = special::read(&companions, tokenizer.as_ref(), table.tokens.len(), warnings)?;
+    let specials = special::read(&companions, tokenizer.as_ref(), &table.tokens, warnings)?;
     special::compare(&companions, &specials, &table.tokens, warnings);
     let templates = special::read_templates(&companions, warnings)?;
     vocabulary.special_ids = specials.ids;
@@ -266,6 +255,27 @@ pub(crate) fn load(
         vocabulary.scores = table.scores;
     }
     Ok(vocabulary)
+}
+
+/// tokenizer.model and tokenizer.json, those that there are.
+fn read_files(
+    dir: &Directory,
+    file: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(Option<SentencePiece>, Option<TokenizerJson>)> {
+    let model = match dir.read("tokenizer.model", MAX_TOKENIZER)? {
+        Some(bytes) => Some(sentencepiece::parse(&dir.join("tokenizer.model"), &bytes)?),
+        None => None,
+    };
+    let tokenizer = match read_tokenizer_json(dir, file) {
+        // Beside a tokenizer.model this one only adds.
+        Err(e) if model.is_some() => {
+            warnings.push(format!("{e}; left out, as tokenizer.model is used"));
+            None
+        }
+        other => other?,
+    };
+    Ok((model, tokenizer))
 }
 
 fn read_tokenizer_json(dir: &Directory, file: &Path) -> Result<Option<TokenizerJson>> {

@@ -67,13 +67,14 @@ impl Texts {
     }
 }
 
-/// The special tokens of a vocabulary of `n_tokens`.
+/// The special tokens of a vocabulary.
 pub(super) fn read(
     companions: &Companions<'_>,
     tokenizer: Option<&TokenizerJson>,
-    n_tokens: usize,
+    tokens: &[String],
     warnings: &mut Vec<String>,
 ) -> Result<Specials> {
+    let n_tokens = tokens.len();
     let mut kinds = vec![Special::Bos, Special::Eos, Special::Unk, Special::Sep, Special::Pad, Special::Mask];
     let mut found = Specials::default();
     let empty = Map::new();
@@ -115,12 +116,36 @@ pub(super) fn read(
             found.set_id(companions, "tokenizer.json", special, u64::from(id), n_tokens, warnings);
         }
     }
-    for special in kinds {
+    read_config_ids(companions, &kinds, &texts, tokens, &mut found, warnings)?;
+    Ok(found)
+}
+
+/// The ids of config.json.
+fn read_config_ids(
+    companions: &Companions<'_>,
+    kinds: &[Special],
+    texts: &Texts,
+    tokens: &[String],
+    found: &mut Specials,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    for &special in kinds {
         let key = format!("{}_token_id", special.key());
-        // Several end tokens may be listed; the converter leaves lists to the runtime's own knowledge.
         match companions.config.get(&key) {
             Some(Value::Number(n)) if n.as_u64().is_some() => {
-                found.set_id(companions, "config.json", special, n.as_u64().unwrap_or(0), n_tokens, warnings);
+                found.set_id(
+                    companions,
+                    "config.json",
+                    special,
+                    n.as_u64().unwrap_or(0),
+                    tokens.len(),
+                    warnings,
+                );
+            }
+            Some(Value::Array(listed)) if special == Special::Eos => {
+                if let Some(id) = end_of(listed, texts.get(special), tokens) {
+                    found.set_id(companions, "config.json", special, id, tokens.len(), warnings);
+                }
             }
             None | Some(Value::Null | Value::Array(_)) => {}
             Some(Value::Number(n)) if n.as_i64() == Some(-1) => warnings.push(format!(
@@ -133,7 +158,16 @@ pub(super) fn read(
             }
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// The end token of a list, as a GGUF file has one: that of the stated text, else the first. llama.cpp's converter writes
+/// none then, and readers take their default, id 2 with SentencePiece, whatever that is. Where tokenizer.json knows the
+/// stated text, its id counts in both.
+fn end_of(listed: &[Value], stated: Option<&str>, tokens: &[String]) -> Option<u64> {
+    let ids = || listed.iter().filter_map(Value::as_u64);
+    let text = |id: u64| tokens.get(usize::try_from(id).ok()?).map(String::as_str);
+    ids().find(|id| stated.is_some() && text(*id) == stated).or_else(|| ids().next())
 }
 
 impl Specials {

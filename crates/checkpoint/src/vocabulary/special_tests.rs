@@ -40,7 +40,7 @@ fn read_case(post_processor: Value, tokenizer_config: Value) -> Specials {
     let dir = Directory::open(folder.path()).unwrap();
     let mut warnings = Vec::new();
     let companions = Companions::read(&dir, config.as_object().unwrap(), &mut warnings).unwrap();
-    read(&companions, Some(&tokenizer), 10, &mut warnings).unwrap()
+    read(&companions, Some(&tokenizer), &vec![String::new(); 10], &mut warnings).unwrap()
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn special_ids_out_of_range_are_left_out_with_a_word() {
     let mut fixture = Fixture::mixtral();
     fixture.set("pad_token_id", json!(265));
     fixture.set("unk_token_id", json!(-1));
-    fixture.set("eos_token_id", json!([2, 3]));
+    fixture.set("eos_token_id", json!([]));
     let vocabulary = open(&fixture).vocabulary().clone();
     assert_eq!((vocabulary.special(Pad), vocabulary.special(Eos)), (None, None));
     let warnings = fixture.warnings();
@@ -150,6 +150,19 @@ fn special_ids_out_of_range_are_left_out_with_a_word() {
     assert!(warnings.iter().any(|w| w.contains("end token: found none")), "{warnings:?}");
     fixture.set("eos_token_id", json!("</s>"));
     assert!(fixture.error().contains("config.json: eos_token_id: found \"</s>\""), "{}", fixture.error());
+}
+
+#[test]
+fn of_several_end_tokens_the_stated_one_is_written_or_the_first() {
+    let mut fixture = Fixture::mixtral();
+    fixture.set("eos_token_id", json!([5, 2]));
+    assert_eq!(open(&fixture).vocabulary().special(Eos), Some(5));
+    fixture.write_json("tokenizer_config.json", &json!({"eos_token": "</s>"}));
+    assert_eq!(open(&fixture).vocabulary().special(Eos), Some(2));
+    assert_eq!(fixture.warnings(), [""; 0]);
+    fixture.set("eos_token_id", json!([900]));
+    assert_eq!(open(&fixture).vocabulary().special(Eos), None);
+    assert!(fixture.warnings()[0].contains("eos_token_id: found 900"), "{:?}", fixture.warnings());
 }
 
 #[test]
