@@ -1,7 +1,7 @@
 //! The types that tensors get by file type, rule and importance matrix, against what llama-quantize gives them
 //! (`tests/golden`).
 
-use crate::support::{bruce_quant, bruce_run, checkpoint, golden, refused, run, succeed};
+use crate::support::{bruce_quant, bruce_run, checkpoint, golden, refused, run, stderr, succeed};
 use gguf::{Gguf, Overwrite};
 use imatrix::{Entry, Imatrix};
 use quants::TensorType;
@@ -116,6 +116,28 @@ fn importances_of_another_model_are_refused() {
         1,
         &["imatrix.gguf: blk.0.ffn_up_exps.weight", "found importances of 768 columns", "1024"],
     );
+}
+
+#[test]
+fn rules_that_choose_nothing_are_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = crate::support::root().join("models/tiny-moe");
+    let imatrix = any_importances(&model, folder.path());
+    let warned = |options: &[&str], words: &str| {
+        let output =
+            run(bruce_quant().arg(&model).args(["-q", "q4_k", "--dry-run", "-o", "x.gguf"]).args(options));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.lines().any(|line| line.starts_with("warning: ") && line.contains(words)), "{said}");
+    };
+    let imatrix = imatrix.to_str().expect("a path");
+    let with = |option, name| ["--imatrix", imatrix, option, name];
+    warned(&with("--exclude-weights", "fnf_up"), "\"fnf_up\"");
+    warned(&[&with("--include-weights", "ffn_up")[..], &["--include-weights", "fnf"]].concat(), "\"fnf\"");
+    let table = folder.path().join("types.txt");
+    std::fs::write(&table, "# nothing yet\n").expect("a table");
+    let table = table.to_str().expect("a path");
+    warned(&["--expert-layout", "split", "--expert-types", table], "the table is empty");
 }
 
 #[test]

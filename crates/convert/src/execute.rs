@@ -130,23 +130,7 @@ pub fn execute(
     let fingerprint = journal::fingerprint(input, plan, &what);
     let (mut journal, earlier) = Journal::open(&paths[0], fingerprint, options.resume)?;
     let earlier = earlier.filter(|n| options.resume && *n <= chunks.n);
-    let reopened = match earlier {
-        Some(done) => reopen(plan, paths, options, done == chunks.n)?,
-        None => None,
-    };
-    let (outputs, done) = match (reopened, earlier) {
-        (Some(outputs), Some(done)) => (outputs, done),
-        _ => {
-            journal.restart()?;
-            let mut outputs = Vec::new();
-            for (output, path) in plan.outputs.iter().zip(paths) {
-                let layout = output.layout.clone();
-                let writer = Writer::create_resumable(path, layout, options.overwrite, options.resume)?;
-                outputs.push(Some(writer));
-            }
-            (outputs, 0)
-        }
-    };
+    let (outputs, done) = writers(plan, paths, options, &mut journal, earlier, chunks.n)?;
 
     progress.begin(plan.input_bytes());
     let work = Work {
@@ -171,12 +155,50 @@ pub fn execute(
         return Err(error);
     }
 
+    let outputs = finish(plan, paths, outputs, journal, chunks.n, progress)?;
+    Ok(Summary { outputs, input_bytes, elapsed: begun.elapsed() })
+}
+
+/// Writers of the outputs, `None` for one that has its name already, and how many chunks are done: those of an earlier run
+/// where it goes on, else new ones.
+fn writers(
+    plan: &Plan,
+    paths: &[PathBuf],
+    options: &Options,
+    journal: &mut Journal,
+    earlier: Option<u64>,
+    n_chunks: u64,
+) -> Result<(Vec<Option<Writer>>, u64), Error> {
+    if let Some(done) = earlier
+        && let Some(outputs) = reopen(plan, paths, options, done == n_chunks)?
+    {
+        return Ok((outputs, done));
+    }
+    journal.restart()?;
+    let mut outputs = Vec::new();
+    for (output, path) in plan.outputs.iter().zip(paths) {
+        let layout = output.layout.clone();
+        let writer = Writer::create_resumable(path, layout, options.overwrite, options.resume)?;
+        outputs.push(Some(writer));
+    }
+    Ok((outputs, 0))
+}
+
+/// Makes complete outputs durable, and gives them their names.
+fn finish(
+    plan: &Plan,
+    paths: &[PathBuf],
+    outputs: Vec<Option<Writer>>,
+    journal: Journal,
+    n_chunks: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<OutputSummary>, Error> {
     for (writer, path) in outputs.iter().zip(paths) {
         progress.finishing(path);
         writer.as_ref().map_or(Ok(()), Writer::complete)?;
     }
     // From here on a run that goes on has names to give and nothing else.
-    journal.record(chunks.n)?;
+    journal.record(n_chunks)?;
     journal.sync()?;
     let mut summaries = Vec::new();
     for ((writer, path), output) in outputs.into_iter().zip(paths).zip(&plan.outputs) {
@@ -187,7 +209,7 @@ pub fn execute(
         summaries.push(OutputSummary { path: path.clone(), size_bytes, files });
     }
     journal.remove();
-    Ok(Summary { outputs: summaries, input_bytes, elapsed: begun.elapsed() })
+    Ok(summaries)
 }
 
 /// What an interrupted run left of its outputs: `None` where one of them is not there. With `complete`, when only names
@@ -501,7 +523,9 @@ impl Work<'_> {
             }
             Source::Computed(_) => (self.input.path().join("config.json"), "rope scaling"),
         };
-        let tensor = format!("{source_name} ({})", job.step.id.name());
+        // A GGUF file has the names of the output; a checkpoint's are told beside them.
+        let name = job.step.id.name();
+        let tensor = if source_name == name { name } else { format!("{source_name} ({name})") };
         match bad {
             Bad::NonFinite { row, col, value } => {
                 let (row, col) = job.place(row, col);

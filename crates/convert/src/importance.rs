@@ -24,6 +24,8 @@ pub struct Importance {
     entries: BTreeMap<String, Arc<[f32]>>,
     /// Which matrices of an entry no token reached, where there are any.
     unreached: BTreeMap<String, Vec<usize>>,
+    /// Parts of names that were to choose entries and are in no entry's name.
+    unused: Vec<String>,
 }
 
 impl Importance {
@@ -34,11 +36,14 @@ impl Importance {
     pub fn read(path: &Path, include: &[String], exclude: &[String]) -> Result<Importance, Error> {
         let Imatrix { mut entries, datasets, chunk_count, .. } = Imatrix::read(path)?;
         let names = |parts: &[String], name: &str| parts.iter().any(|part| name.contains(part.as_str()));
+        let is_unused = |part: &&String| !entries.keys().any(|name| name.contains(part.as_str()));
+        let unused = include.iter().chain(exclude).filter(is_unused).cloned().collect();
         entries.retain(|name, _| !names(exclude, name) && (include.is_empty() || names(include, name)));
         let mut importance = Importance {
             path: path.to_owned(),
             dataset: datasets.into_iter().next(),
             n_chunks: chunk_count,
+            unused,
             ..Importance::default()
         };
         for (name, entry) in entries {
@@ -107,6 +112,10 @@ impl Importance {
             if examples.len() < 3 {
                 examples.push(format!("{name} {experts:?}"));
             }
+        }
+        for part in &self.unused {
+            warnings
+                .push(format!("{path}: {part:?}, which was to choose importances, is in no entry's name"));
         }
         if n_experts > 0 {
             warnings.push(format!(

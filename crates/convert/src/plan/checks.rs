@@ -30,6 +30,9 @@ pub(super) fn check_rules(
             )
             .into());
         }
+        if table.is_empty() {
+            plan.warnings.push("--expert-types: the table is empty".to_owned());
+        }
     }
     let ids: HashSet<TensorId> = plan.steps.iter().map(|step| target(&step.id, layout)).collect();
     for rule in rules.unused(ids.into_iter()) {

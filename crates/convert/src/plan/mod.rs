@@ -12,7 +12,7 @@ mod step;
 
 use std::collections::HashMap;
 
-use gguf::{Layout, TensorSpec};
+use gguf::{Layout, Metadata, TensorSpec};
 use model_spec::{FileType, HyperParams, TensorId, TensorRole};
 use quants::TensorType;
 
@@ -108,6 +108,30 @@ impl Plan {
             tensors.push(PlannedTensor { id, name: id.name(), ne, ty, size_bytes: 0, sources: Vec::new() });
         }
 
+        let metadata = self.metadata(input, file_type, options)?;
+        let specs: Vec<TensorSpec> =
+            tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
+        let alignment = alignment(&metadata)?;
+        let parts = match (options.split, input_parts) {
+            (Split::MaxBytes(max), _) => gguf::parts_of_size(&specs, max),
+            (_, Some(parts)) => parts,
+            _ => vec![0; specs.len()],
+        };
+        let layout = Layout::in_parts(&metadata, &specs, alignment, &parts)?;
+        for (i, tensor) in tensors.iter_mut().enumerate() {
+            let range = layout.tensor_range(i);
+            tensor.size_bytes = range.end - range.start;
+        }
+
+        self.aim(&mut tensors, &place_of, options.expert_layout, hparams);
+        self.outputs.push(OutputPlan { file_type, metadata, tensors, layout });
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// What an output says about itself.
+    fn metadata(&self, input: &dyn Input, file_type: FileType, options: &Options) -> Result<Metadata, Error> {
         let mut metadata = input.metadata(file_type, &self.name, options);
         for (key, value) in &options.overrides {
             metadata.insert(key, value.clone());
@@ -124,23 +148,20 @@ impl Plan {
         if !options.overrides.is_empty() {
             provenance::note_overrides(&options.overrides, &mut metadata);
         }
-        let specs: Vec<TensorSpec> =
-            tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty }).collect();
-        let alignment = alignment(&metadata)?;
-        let parts = match (options.split, input_parts) {
-            (Split::MaxBytes(max), _) => gguf::parts_of_size(&specs, max),
-            (_, Some(parts)) => parts,
-            _ => vec![0; specs.len()],
-        };
-        let layout = Layout::in_parts(&metadata, &specs, alignment, &parts)?;
-        for (i, tensor) in tensors.iter_mut().enumerate() {
-            let range = layout.tensor_range(i);
-            tensor.size_bytes = range.end - range.start;
-        }
+        Ok(metadata)
+    }
 
+    /// Gives each step its place in the next output, whose tensors these are.
+    fn aim(
+        &mut self,
+        tensors: &mut [PlannedTensor],
+        place_of: &HashMap<TensorId, usize>,
+        layout: ExpertLayout,
+        hparams: &HyperParams,
+    ) {
         let output = self.outputs.len();
         for step in &mut self.steps {
-            let target = target(&step.id, options.expert_layout);
+            let target = target(&step.id, layout);
             let tensor = place_of[&target];
             let planned = &mut tensors[tensor];
             // Experts lie one after the other, each of the same size.
@@ -152,12 +173,8 @@ impl Plan {
             }
             step.destinations.push(Destination { output, tensor, offset, ty: planned.ty });
         }
-        self.outputs.push(OutputPlan { file_type, metadata, tensors, layout });
-        Ok(())
     }
-}
 
-impl Plan {
     /// Gives each step its importances.
     fn weigh(&mut self, importance: &Importance, hparams: &HyperParams) -> Result<(), Error> {
         let mut missing = Vec::new();

@@ -67,6 +67,11 @@ impl ExpertTypes {
         Ok(ExpertTypes { rows })
     }
 
+    /// Whether the table has no line that says anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// The type of one expert's projection; `None` for other tensors and where no line fits.
     pub(super) fn of(&self, id: &TensorId) -> Option<TensorType> {
         let (layer, expert) = (id.layer?, id.expert?);
