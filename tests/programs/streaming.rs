@@ -231,7 +231,7 @@ fn a_device_that_is_too_small_beside_a_pool_says_what_is_needed() {
     let output = run(with_device("1M").arg(&model).args(flags));
     refused(&output, 1, &["STANDIN0", "are needed for weights", "1.05 MB are free"]);
     let output = run(bruce_run().arg(&model).args(["--expert-pool", "1K", "-p", "Hi", "-no-cnv"]));
-    refused(&output, 1, &["a pool of", "too small", "needs at least"]);
+    refused(&output, 1, &["--expert-pool", "found 1024 bytes", "at least for this model"]);
 }
 
 #[test]

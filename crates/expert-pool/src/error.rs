@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub enum Error {
     /// The pool would be too small to compute with.
     #[error(
-        "a pool of {found_bytes} bytes for experts is too small: this model needs at least {needed_bytes}"
+        "pool of experts (--expert-pool): found {found_bytes} bytes, expected {needed_bytes} at least for this model"
     )]
     TooSmall {
         /// What was given.

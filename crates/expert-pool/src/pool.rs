@@ -24,13 +24,6 @@ pub struct Options {
     pub readers: Readers,
 }
 
-impl Options {
-    /// A pool of this size.
-    pub fn of_size(size_bytes: u64) -> Options {
-        Options { size_bytes, readers: Readers::Auto }
-    }
-}
-
 /// How often a thread that waits looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
