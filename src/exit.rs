@@ -59,7 +59,7 @@ pub fn finish(result: Result<(), anyhow::Error>) -> ExitCode {
         Ok(()) => ExitCode::from(SUCCESS),
         Err(error) if is_closed_stdout(&error) => ExitCode::from(SUCCESS),
         Err(error) => {
-            eprint!("{}", describe(&error));
+            crate::terminal::tell(describe(&error));
             let usage = error.chain().any(|e| e.is::<UsageError>());
             ExitCode::from(if usage { USAGE } else { FAILURE })
         }

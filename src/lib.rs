@@ -14,3 +14,11 @@ pub const VERSION: &str = env!("BRUCE_VERSION");
 
 /// What `--version` prints: the version, which ggml, its backends, and the CPU it was compiled for, a line each.
 pub const LONG_VERSION: &str = include_str!(concat!(env!("OUT_DIR"), "/version.txt"));
+
+/// Prints a line to stderr, as `eprintln!` does, without a panic where stderr takes none ([`terminal::tell`]).
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::terminal::tell(format_args!("{}\n", format_args!($($text)*)))
+    };
+}

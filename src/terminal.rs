@@ -4,7 +4,7 @@
 //! change its title, or worse. Everything that comes from a file or a model and goes to a terminal passes through
 //! here first.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 /// Whether a character makes a terminal do something other than show it.
 fn is_active(c: char) -> bool {
@@ -41,6 +41,12 @@ pub fn neutral_text(text: &str) -> String {
         }
     }
     out
+}
+
+/// Writes to stderr and goes on where it takes nothing (closed, full, a pipe that nobody reads any more): what is said
+/// beside the results is no reason to stop.
+pub fn tell(text: impl std::fmt::Display) {
+    let _ = std::io::stderr().write_all(text.to_string().as_bytes());
 }
 
 /// Whether stderr shows colours: it is a terminal, and NO_COLOR is unset or empty.

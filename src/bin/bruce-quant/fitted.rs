@@ -22,7 +22,7 @@ pub fn choose(config: &mut Config, input: &dyn Input) -> Result<(), anyhow::Erro
                     0 | 1 => "the model has no experts",
                     _ => "it has no types to be shifted",
                 };
-                eprintln!("note: --recipe moe: {file_type} keeps llama.cpp's types: {why}");
+                bruce::say!("note: --recipe moe: {file_type} keeps llama.cpp's types: {why}");
             }
             (fitted.iter().copied().map(Target::Recipe).collect(), fitted)
         }
@@ -37,7 +37,7 @@ pub fn choose(config: &mut Config, input: &dyn Input) -> Result<(), anyhow::Erro
     if !config.quiet {
         for fit in found.iter().filter(|fit| fit.is_recipe) {
             let name = fit.file_type;
-            eprintln!(
+            bruce::say!(
                 "note: --recipe moe: {name} keeps llama.cpp's types: found none that are clearly better"
             );
         }

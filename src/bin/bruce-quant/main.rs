@@ -46,7 +46,7 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     let (input, warnings) = input::open(&config.model, &config.open)?;
     if !config.quiet {
         for warning in warnings {
-            eprintln!("warning: {}", neutral_line(&warning));
+            bruce::say!("warning: {}", neutral_line(&warning));
         }
     }
     // Where types are kept, what made the weights is what made them before.
@@ -58,7 +58,7 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     let plan = convert::Plan::new(input.as_ref(), &config.plan).map_err(config::advise)?;
     if !config.quiet {
         for warning in &plan.warnings {
-            eprintln!("warning: {}", neutral_line(warning));
+            bruce::say!("warning: {}", neutral_line(warning));
         }
     }
     let paths = output::paths(&config, &plan)?;
@@ -72,7 +72,7 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
     let card_path =
         config.card.as_ref().map(|_| output::card_path(&config, input.as_ref(), &paths)).transpose()?;
     if config.verbose {
-        eprint!("{}", report::plan(&plan, &paths, &rooms));
+        bruce::terminal::tell(report::plan(&plan, &paths, &rooms));
     }
 
     let drawn = progress::draw(config.quiet);
@@ -92,7 +92,7 @@ fn run(args: Args) -> Result<(), anyhow::Error> {
 /// Ctrl-C: no partial file stays behind.
 fn interrupted() {
     gguf::discard_partial_files();
-    eprintln!("interrupted");
+    bruce::say!("interrupted");
     std::process::exit(i32::from(exit::INTERRUPTED));
 }
 

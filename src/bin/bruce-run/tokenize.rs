@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let gguf = Gguf::open(&path)?;
     let tokenizer = Tokenizer::from_metadata(gguf.metadata()).with_context(|| path.display().to_string())?;
     for warning in gguf.warnings().iter().chain(tokenizer.warnings()) {
-        eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
+        bruce::say!("warning: {}", bruce::terminal::neutral_line(warning));
     }
     let special = if args.no_parse_special { Special::Literal } else { Special::Parse };
     let add_bos = if args.no_bos { AddBos::Never } else { AddBos::Auto };

@@ -112,7 +112,7 @@ pub fn write(
     let unused = measured.iter().filter(|m| !model.files.iter().any(|file| m.is_of(file)));
     if !quiet {
         for measured in unused {
-            eprintln!(
+            bruce::say!(
                 "warning: {}: measured, but not among the files of the card",
                 neutral_line(&measured.model)
             );

@@ -93,10 +93,10 @@ pub fn run(argv: &[OsString]) -> Result<(), anyhow::Error> {
         crate::print(&format!("{}\n", report::json(&file, against, made_of_it, &found, &problems)))?;
     } else if !args.quiet {
         for warning in &found.warnings {
-            eprintln!("warning: {}", neutral_line(warning));
+            bruce::say!("warning: {}", neutral_line(warning));
         }
         for name in &found.unchecked {
-            eprintln!("warning: {}: its type holds no weights; not checked", neutral_line(name));
+            bruce::say!("warning: {}: its type holds no weights; not checked", neutral_line(name));
         }
         let mut text = String::new();
         if source.is_some() {

@@ -303,7 +303,7 @@ impl Engine {
         };
         let tail = self.history[n_keep + n_left / 2..].to_vec();
         self.forget_from(n_keep);
-        eprintln!("\nthe context is full: {} tokens are forgotten", n_left / 2);
+        bruce::say!("\nthe context is full: {} tokens are forgotten", n_left / 2);
         self.compute(&tail)
     }
 }

@@ -79,7 +79,7 @@ pub fn converse(
 ) -> Result<Ended, anyhow::Error> {
     let mut input = Input::new()?;
     if matches!(input, Input::Terminal(_)) {
-        eprintln!("/help lists the commands");
+        bruce::say!("/help lists the commands");
     }
     let mut next = config.prompt.clone().map(Turn::Text);
     loop {
@@ -92,7 +92,7 @@ pub fn converse(
             "" => continue,
             "/exit" | "/quit" => return Ok(Ended::Done),
             "/help" => {
-                eprintln!("{HELP}");
+                bruce::say!("{HELP}");
                 continue;
             }
             "/clear" => {
@@ -102,7 +102,7 @@ pub fn converse(
             }
             "/regen" => {
                 if !dialogue.ask_again()? {
-                    eprintln!("there is no answer yet");
+                    bruce::say!("there is no answer yet");
                     continue;
                 }
             }
@@ -126,7 +126,7 @@ fn answer(engine: &mut Engine, dialogue: &mut Dialogue) -> Result<(), anyhow::Er
     screen.end_line()?;
     super::say_why(answer.stop, engine);
     if answer.stop == Stop::Interrupted {
-        eprintln!("(stopped)");
+        bruce::say!("(stopped)");
     }
     dialogue.answered(prompt, &answer, engine.session().model().tokenizer());
     Ok(())
@@ -142,6 +142,8 @@ pub fn fitting_prompt(engine: &Engine, dialogue: &mut Dialogue) -> Result<Vec<To
         if prompt.len() <= n_most || !dialogue.forget_oldest()? {
             return Ok(prompt);
         }
-        eprintln!("the context of {n_ctx} tokens is full: the oldest question and its answer are forgotten");
+        bruce::say!(
+            "the context of {n_ctx} tokens is full: the oldest question and its answer are forgotten"
+        );
     }
 }

@@ -97,7 +97,7 @@ impl PromptCache {
         }
         match session.save(tokens, &self.path) {
             Ok(()) => self.n_saved = tokens.len(),
-            Err(error) => eprintln!("warning: the prompt cache is not written: {error}"),
+            Err(error) => bruce::say!("warning: the prompt cache is not written: {error}"),
         }
     }
 }

@@ -54,7 +54,7 @@ struct View {
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let gguf = Gguf::open(&args.file.path()?)?;
     for warning in gguf.warnings() {
-        eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
+        bruce::say!("warning: {}", bruce::terminal::neutral_line(warning));
     }
     let all = args.metadata == args.tensors;
     let view = View { metadata: args.metadata || all, tensors: args.tensors || all, full: args.full };
