@@ -3,11 +3,11 @@
 //! Chunks have the context's size and are read on their own, the first token replaced by the BOS token where the model
 //! begins texts with one. What is left at the end of the text is not used.
 
-use crate::text_file;
 use bruce::exit::with_hint;
 use runtime::session::{Logits, Session};
 use runtime::tokenizer::{AddBos, Special, TokenId, Tokenizer};
 use std::path::Path;
+use std::time::Instant;
 
 /// Size of a chunk where none is named; llama-perplexity's.
 pub const DEFAULT_SIZE: u32 = 512;
@@ -20,19 +20,20 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Cuts the text of a file into chunks of `size`, at most `wanted` of them; all where that is negative.
+    /// Cuts the text of a file, whose name is for messages, into chunks of `size`, at most `wanted` of them; all where that is
+    /// negative.
     ///
     /// # Errors
-    /// Where the file can't be read, or has less than two chunks.
-    pub fn of_file(
+    /// Where it has less than two chunks.
+    pub fn of_text(
+        text: &str,
         path: &Path,
         tokenizer: &Tokenizer,
         special: Special,
         size: usize,
         wanted: i64,
     ) -> Result<Chunks, anyhow::Error> {
-        let text = text_file(path)?;
-        let mut tokens = tokenizer.encode(&text, special, AddBos::Auto);
+        let mut tokens = tokenizer.encode(text, special, AddBos::Auto);
         let n_text_tokens = tokens.len();
         if n_text_tokens < 2 * size {
             let error = anyhow::anyhow!(
@@ -75,6 +76,12 @@ impl Chunks {
     pub fn iter(&self) -> impl Iterator<Item = &[TokenId]> {
         self.tokens.chunks_exact(self.size)
     }
+}
+
+/// Says how long the chunks that are left will take, when the first has been read.
+pub fn say_time_left(start: Instant, n_left: usize) {
+    let left = start.elapsed().as_secs_f64() * n_left as f64;
+    bruce::say!("about {} to go", bruce::size::seconds(left));
 }
 
 /// The tokens that the model reads for a chunk.

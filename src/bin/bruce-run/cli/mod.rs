@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod model;
+pub mod reading;
 pub mod sampling;
 mod spelling;
 pub mod values;

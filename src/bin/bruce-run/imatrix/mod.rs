@@ -6,18 +6,18 @@
 mod collect;
 
 use crate::chunks::{self, Chunks};
-use crate::cli::context::ContextArgs;
-use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::model::ModelFile;
+use crate::cli::reading::ReadingArgs;
 use crate::cli::values::n_chunks;
 use crate::perplexity::score::{Score, negative_log_likelihood};
-use crate::{plan, print};
+use crate::{print, text_file};
 use ::imatrix::{Entry, Imatrix};
 use anyhow::anyhow;
 use bruce::exit::{UsageError, with_hint};
 use bruce::usage::output_path;
 use collect::{Collector, unreached};
 use gguf::{NewFile, Overwrite};
-use runtime::session::{Logits, Session, SessionOptions};
+use runtime::session::{Logits, Session};
 use runtime::tokenizer::Special;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -78,13 +78,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    load: LoadArgs,
-
-    #[command(flatten)]
-    placement: PlacementArgs,
-
-    #[command(flatten)]
-    context: ContextArgs,
+    reading: ReadingArgs,
 }
 
 /// Collects, writes the file, and says which experts no token reached.
@@ -92,8 +86,8 @@ pub struct Args {
 /// # Errors
 /// Where a file can't be read or written, or the text is too short.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE);
-    let mut total = Imatrix { chunk_size: size, ..Imatrix::default() };
+    let size = args.reading.size();
+    let mut total = Imatrix { chunk_size: size as u32, ..Imatrix::default() };
     for path in &args.in_file {
         total.add(&Imatrix::read(path)?).map_err(|error| anyhow!("{}: {error}", path.display()))?;
     }
@@ -101,12 +95,12 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     // Whether the file can be written is found out before hours of reading, not after.
     drop(NewFile::create(&args.output, Overwrite::Replace)?);
     if let Some(file) = &args.file {
-        let collected = collect(args, file, size as usize, &mut score)?;
+        let collected = collect(args, file, size, &mut score)?;
         let this = Imatrix {
             entries: collected,
             datasets: vec![file.to_string_lossy().into_owned()],
             chunk_count: 0,
-            chunk_size: size,
+            chunk_size: size as u32,
         };
         total.add(&this).map_err(|error| anyhow!("--in-file: {error}"))?;
     }
@@ -125,10 +119,10 @@ fn collect(
     score: &mut Score,
 ) -> Result<BTreeMap<String, Entry>, anyhow::Error> {
     let path = args.model.path()?;
-    let mut options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
-    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
+    let text = text_file(file)?;
+    let (model, options) = args.reading.load(&path)?;
     let special = if args.parse_special { Special::Parse } else { Special::Literal };
-    let mut chunks = Chunks::of_file(file, model.tokenizer(), special, size, -1)?;
+    let mut chunks = Chunks::of_text(&text, file, model.tokenizer(), special, size, -1)?;
     if args.first_chunk >= chunks.n_chunks() {
         let (found, n) = (args.first_chunk, chunks.n_chunks());
         let error = UsageError(format!("--chunk: found {found}, expected less than the text's {n} chunks"));
@@ -138,7 +132,7 @@ fn collect(
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_chunks = chunks.n_chunks();
     if !args.json {
-        eprintln!("{} tokens, {n_chunks} chunks of {size}", chunks.n_text_tokens());
+        bruce::say!("{} tokens, {n_chunks} chunks of {size}", chunks.n_text_tokens());
     }
     let mut collector = Collector::new(args.process_output);
     let start = Instant::now();
@@ -152,8 +146,7 @@ fn collect(
             }
         }
         if i == 0 && !args.json {
-            let left = start.elapsed().as_secs_f64() * (n_chunks - 1) as f64;
-            eprintln!("about {} to go", bruce::size::seconds(left));
+            chunks::say_time_left(start, n_chunks - 1);
         }
         if !args.json && !args.no_ppl {
             print(&format!("[{}]{:.4},", i + 1, score.estimate().perplexity))?;
@@ -187,7 +180,7 @@ fn report(args: &Args, total: &Imatrix, score: &Score) -> Result<(), anyhow::Err
     for (name, experts) in &unreached {
         let list: Vec<String> = experts.iter().map(usize::to_string).collect();
         let (name, list) = (bruce::terminal::neutral_line(name), list.join(", "));
-        eprintln!("warning: {name}: no token reached expert {list}; a longer text may");
+        bruce::say!("warning: {name}: no token reached expert {list}; a longer text may");
     }
     let estimate = score.estimate();
     if score.n_tokens() > 0 {

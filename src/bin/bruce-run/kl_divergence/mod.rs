@@ -7,14 +7,14 @@ mod report;
 mod statistics;
 mod token;
 
-use crate::cli::context::ContextArgs;
-use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::model::ModelFile;
+use crate::cli::reading::ReadingArgs;
 use crate::cli::values::n_chunks;
 use crate::logits_file::LogitsReader;
-use crate::{chunks, parallel, plan, print};
+use crate::{chunks, parallel, print};
 use anyhow::bail;
 use runtime::model::Model;
-use runtime::session::{Session, SessionOptions};
+use runtime::session::Session;
 use serde_json::json;
 use statistics::Statistics;
 use std::path::{Path, PathBuf};
@@ -49,13 +49,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    load: LoadArgs,
-
-    #[command(flatten)]
-    placement: PlacementArgs,
-
-    #[command(flatten)]
-    context: ContextArgs,
+    reading: ReadingArgs,
 }
 
 /// Prints the statistics after each chunk, and last all of them.
@@ -64,10 +58,8 @@ pub struct Args {
 /// Where model or file can't be read, or don't belong together.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE);
-    let mut options = SessionOptions { n_ctx: size, ..args.context.options() };
-    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
-    compare(&model, &path, &args.base, args.chunks, &args.context, args.json)
+    let (model, _) = args.reading.load(&path)?;
+    compare(&model, &path, &args.base, args.chunks, &args.reading, args.json)
 }
 
 /// Compares a model with the base in a file, chunk by chunk, and prints the result.
@@ -79,23 +71,22 @@ pub fn compare(
     path: &Path,
     base: &Path,
     wanted: i64,
-    context: &ContextArgs,
+    reading: &ReadingArgs,
     as_json: bool,
 ) -> Result<(), anyhow::Error> {
     let n_vocab = model.hparams().n_vocab as usize;
     let mut saved = LogitsReader::open(base, n_vocab)?;
     let size = saved.chunk_size();
-    if let Some(found) = context.ctx_size.filter(|n| *n > 0 && *n as usize != size) {
+    if let Some(found) = reading.asked_size().filter(|n| *n != size) {
         bail!("-c: found {found}, expected {size}, the size of the chunks in {}", base.display());
     }
-    let options = SessionOptions { n_ctx: size as u32, ..context.options() };
-    let mut session = Session::new(model, &options).map_err(crate::advise)?;
+    let mut session = Session::new(model, &reading.session(size)).map_err(crate::advise)?;
     let n_chunks = usize::try_from(wanted).map_or(saved.n_chunks(), |wanted| wanted.min(saved.n_chunks()));
     if n_chunks == 0 {
         bail!("--chunks: found 0, expected at least one");
     }
     if !as_json {
-        eprintln!("{n_chunks} chunks of {size}");
+        bruce::say!("{n_chunks} chunks of {size}");
     }
 
     let mut statistics = Statistics::default();
@@ -115,8 +106,7 @@ pub fn compare(
             continue;
         }
         if i == 0 {
-            let left = start.elapsed().as_secs_f64() * (n_chunks - 1) as f64;
-            eprintln!("about {} to go", bruce::size::seconds(left));
+            chunks::say_time_left(start, n_chunks - 1);
             print(report::HEADING)?;
         }
         print(&report::chunk(i + 1, &statistics))?;

@@ -6,14 +6,14 @@
 pub mod score;
 
 use crate::chunks::{self, Chunks};
-use crate::cli::context::ContextArgs;
-use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::model::ModelFile;
+use crate::cli::reading::ReadingArgs;
 use crate::cli::values::n_chunks;
 use crate::logits_file::LogitsWriter;
-use crate::{kl_divergence, plan, print};
+use crate::{kl_divergence, print, text_file};
 use bruce::exit::UsageError;
 use bruce::usage::output_path;
-use runtime::session::{Session, SessionOptions};
+use runtime::session::Session;
 use runtime::tokenizer::Special;
 use score::{Score, negative_log_likelihood};
 use serde_json::json;
@@ -57,13 +57,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    load: LoadArgs,
-
-    #[command(flatten)]
-    placement: PlacementArgs,
-
-    #[command(flatten)]
-    context: ContextArgs,
+    reading: ReadingArgs,
 }
 
 /// Prints the perplexity after each chunk, and last with its error.
@@ -72,21 +66,23 @@ pub struct Args {
 /// Where model or text can't be read, or the text is shorter than two chunks.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(chunks::DEFAULT_SIZE) as usize;
-    let mut options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
-    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
     if let Some(base) = args.save_logits.as_deref().filter(|_| args.kl_divergence) {
-        return kl_divergence::compare(&model, &path, base, args.chunks, &args.context, args.json);
+        let (model, _) = args.reading.load(&path)?;
+        return kl_divergence::compare(&model, &path, base, args.chunks, &args.reading, args.json);
     }
     let file = args.file.as_deref().ok_or_else(|| UsageError("missing -f FILE, the text".to_owned()))?;
-    let chunks = Chunks::of_file(file, model.tokenizer(), Special::Literal, size, args.chunks)?;
+    // Before the model, whose loading may take minutes.
+    let text = text_file(file)?;
+    let size = args.reading.size();
+    let (model, options) = args.reading.load(&path)?;
+    let chunks = Chunks::of_text(&text, file, model.tokenizer(), Special::Literal, size, args.chunks)?;
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_vocab = model.hparams().n_vocab as usize;
     let save = |path: &PathBuf| LogitsWriter::create(path, size, n_vocab, chunks.tokens());
     let mut saved = args.save_logits.as_ref().map(save).transpose()?;
     let n_chunks = chunks.n_chunks();
     if !args.json {
-        eprintln!("{} tokens, {n_chunks} chunks of {size}", chunks.n_text_tokens());
+        bruce::say!("{} tokens, {n_chunks} chunks of {size}", chunks.n_text_tokens());
     }
 
     let mut score = Score::default();
@@ -100,8 +96,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
             saved.chunk(session.all_logits(scored.len() - 1), session.n_threads())?;
         }
         if i == 0 && !args.json {
-            let left = start.elapsed().as_secs_f64() * (n_chunks - 1) as f64;
-            eprintln!("about {} to go", bruce::size::seconds(left));
+            chunks::say_time_left(start, n_chunks - 1);
         }
         if !args.json {
             print(&format!("[{}]{:.4},", i + 1, score.estimate().perplexity))?;

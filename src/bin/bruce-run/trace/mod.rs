@@ -6,10 +6,10 @@
 mod names;
 mod table;
 
-use crate::cli::context::ContextArgs;
-use crate::cli::model::{LoadArgs, ModelFile, PlacementArgs};
+use crate::cli::model::ModelFile;
+use crate::cli::reading::ReadingArgs;
 use crate::cli::values::n_chunks;
-use crate::{plan, print, text_file};
+use crate::{print, text_file};
 use anyhow::anyhow;
 use bruce::exit::{UsageError, with_hint};
 use bruce::usage::output_path;
@@ -18,7 +18,7 @@ use model_spec::keys;
 use routing::{EarlyGuess, LayerTrace, Report, Trace};
 use runtime::model::Model;
 use runtime::routing::LayerRouting;
-use runtime::session::{Logits, Session, SessionOptions};
+use runtime::session::{Logits, Session};
 use runtime::tokenizer::{AddBos, Special};
 use std::path::{Path, PathBuf};
 
@@ -30,9 +30,6 @@ Examples:
       writes every choice with its weight too, and a picture for the model card
 
 Use real text: repeated tokens flatter every cache.";
-
-/// Size of a chunk where none is named.
-const DEFAULT_CHUNK: u32 = 512;
 
 /// Flags of `bruce-run trace`.
 #[derive(Debug, clap::Args)]
@@ -66,13 +63,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    load: LoadArgs,
-
-    #[command(flatten)]
-    placement: PlacementArgs,
-
-    #[command(flatten)]
-    context: ContextArgs,
+    reading: ReadingArgs,
 }
 
 /// Reads the text, prints the report and writes the files asked for.
@@ -91,9 +82,8 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         |path: &Option<PathBuf>| path.as_ref().map(|path| NewFile::create(path, overwrite)).transpose();
     let (json_file, svg_file) = (create(&args.output)?, create(&args.svg)?);
 
-    let size = args.context.ctx_size.filter(|n| *n > 0).unwrap_or(DEFAULT_CHUNK) as usize;
-    let mut options = SessionOptions { n_ctx: size as u32, ..args.context.options() };
-    let model = plan::load(&path, &args.load, &args.placement, &mut options, false)?;
+    let size = args.reading.size();
+    let (model, options) = args.reading.load(&path)?;
     if !model.hparams().is_moe() {
         let error =
             anyhow!("{}: found a model without experts, expected a Mixture of Experts", path.display());
@@ -105,7 +95,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     }
     let n_chunks = tokens.len().div_ceil(size);
     let n_chunks = usize::try_from(args.chunks).map_or(n_chunks, |wanted| wanted.min(n_chunks));
-    eprintln!("{} tokens, {n_chunks} chunks of at most {size}", tokens.len());
+    bruce::say!("{} tokens, {n_chunks} chunks of at most {size}", tokens.len());
 
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     session.record_routing(true);
