@@ -80,6 +80,24 @@ fn a_budget_for_memory_streams_what_has_no_room() {
     assert_eq!(ask(&["--ram", &ram]), ask(&[]));
 }
 
+/// Small models compute with ggml's kernels otherwise, which can't stream.
+#[test]
+fn bench_streams_small_models_too_where_a_budget_wants_it() {
+    let unlimited = planned(bruce_run().arg(model()).args(["-c", "256", "--kernels", "bruce"]));
+    let all = number(&unlimited["memory"]["total_bytes"]);
+    let ram = (all - number(&unlimited["memory"]["expert_bytes"]) / 5).to_string();
+    let bench = |flags: &[&str]| -> Value {
+        let usual = ["-p", "0", "-n", "8", "-r", "1", "-t", "1", "-dev", "none", "-o", "json"];
+        let text = succeed(bruce_run().arg("bench").arg(model()).args(usual).args(flags));
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let rows = bench(&["--ram", &ram]);
+    assert_eq!(rows[0]["kernels"], "bruce");
+    assert!(rows[0]["streamed_hit_rate"].as_f64().is_some_and(|rate| rate < 1.0), "{rows}");
+    let rows = bench(&[]);
+    assert_eq!((&rows[0]["kernels"], &rows[0]["streamed_hit_rate"]), (&Value::from("ggml"), &Value::Null));
+}
+
 #[test]
 fn a_budget_that_is_too_small_says_what_is_needed() {
     let output = run(bruce_run().arg(model()).args(["--ram", "8M", "-p", "Hi", "-no-cnv"]));

@@ -133,7 +133,7 @@ impl<'a> Bench<'a> {
         let mut options = ModelOptions {
             use_mmap: load.use_mmap,
             n_expert_used: self.args.experts,
-            kernels: Some(load.kernels),
+            kernels: load.kernels,
             expert_pool_bytes: self.args.expert_pool,
             expert_readers: self.args.expert_readers,
             placement: PlacementOptions {
@@ -180,7 +180,7 @@ impl Run<'_> {
             let n_tokens = self.outcome.samples.n_tokens;
             let disk = self.disk.as_ref().map_or(0.0, Disk::rate);
             let line = crate::streamed::line(&done, n_tokens as usize, time);
-            eprintln!(
+            bruce::say!(
                 "{}: {line}; read by {}; {}/s by the disk before and after",
                 self.test.name(),
                 pool.readers(),
@@ -223,7 +223,7 @@ fn warn_of_repeated(tokens: &Tokens, test: &Test, n_repetitions: u32) {
     let each = u64::from(test.n_prompt + test.n_gen);
     let all = each * (u64::from(n_repetitions) + 1) + u64::from(test.n_depth);
     if let Some(period) = tokens.period().filter(|period| (*period as u64) < all) {
-        eprintln!(
+        bruce::say!(
             "note: {}: the text has {period} tokens and is read again after these, up to {all}",
             test.name()
         );

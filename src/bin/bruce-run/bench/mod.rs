@@ -200,7 +200,8 @@ struct Load {
     repack: Switch,
     vram: Option<u64>,
     ram: Option<u64>,
-    kernels: Kernels,
+    /// Those named; else as the model has them, which depends on whether it is streamed.
+    kernels: Option<Kernels>,
 }
 
 /// Runs every test and prints the results as they come.
@@ -216,7 +217,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let mut bench = measure::Bench::new(args)?;
     for (i, tests) in tests.chunk_by(Test::differ_in_kernels_only).enumerate() {
         if args.progress {
-            eprintln!("bench {}: {}", i + 1, tests[0].name());
+            bruce::say!("bench {}: {}", i + 1, tests[0].name());
         }
         for (test, outcome) in tests.iter().zip(bench.measure(tests)?) {
             print(&report.row(test, &outcome))?;
@@ -278,43 +279,14 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
     let type_v = or_default(args.cache_type_v.clone(), TensorType::F16);
     let flash_attn = or_default(args.flash_attn.clone(), Switch::Auto);
 
-    let mut loads = Vec::new();
-    let expert_slots = or_default(args.expert_slots.concat().into_iter().map(Some).collect(), None);
-    for n_gpu_layers in or_default(args.n_gpu_layers.clone(), GpuLayers::Auto) {
-        for (n_cpu_moe, expert_slots) in product(&n_cpu_moe, &expert_slots) {
-            for use_mmap in or_default(args.mmap.clone(), true) {
-                for repack in or_default(args.repack.clone(), Switch::Auto) {
-                    // The kernels come last: those of one test are measured in turns.
-                    let kernels = Kernels::default();
-                    for (vram, ram) in product(&budgets(&args.vram), &budgets(&args.ram)) {
-                        loads.push(Load {
-                            n_gpu_layers,
-                            n_cpu_moe,
-                            expert_slots,
-                            use_mmap,
-                            repack,
-                            vram,
-                            ram,
-                            kernels,
-                        });
-                    }
-                }
-            }
-        }
-    }
     let mut tests = Vec::new();
     for model in models {
-        let usual = match args.expert_pool {
-            // ggml's kernels can't stream.
-            Some(_) => Kernels::Bruce,
-            None => Kernels::for_weights(std::fs::metadata(model).map_or(0, |file| file.len())),
-        };
-        for load in &loads {
+        for load in loads(args, &n_cpu_moe) {
             let all = product(&n_batch, &n_ubatch);
             for ((n_batch, n_ubatch), (type_k, type_v)) in product(&all, &product(&type_k, &type_v)) {
                 for (flash_attention, n_threads) in product(&flash_attn, &n_threads) {
                     for (n_depth, (n_prompt, n_gen)) in product(&n_depth, &pairs) {
-                        for kernels in or_default(args.kernels.clone(), usual) {
+                        for kernels in or_default(args.kernels.iter().copied().map(Some).collect(), None) {
                             let (model, load) = (model.clone(), Load { kernels, ..load.clone() });
                             tests.push(Test {
                                 model,
@@ -336,6 +308,35 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
         }
     }
     Ok(tests)
+}
+
+/// Every way of loading a model.
+fn loads(args: &Args, n_cpu_moe: &[u32]) -> Vec<Load> {
+    let expert_slots = or_default(args.expert_slots.concat().into_iter().map(Some).collect(), None);
+    let mut loads = Vec::new();
+    for n_gpu_layers in or_default(args.n_gpu_layers.clone(), GpuLayers::Auto) {
+        for (n_cpu_moe, expert_slots) in product(n_cpu_moe, &expert_slots) {
+            for use_mmap in or_default(args.mmap.clone(), true) {
+                for repack in or_default(args.repack.clone(), Switch::Auto) {
+                    for (vram, ram) in product(&budgets(&args.vram), &budgets(&args.ram)) {
+                        // The kernels come last: those of one test are measured in turns.
+                        let kernels = None;
+                        loads.push(Load {
+                            n_gpu_layers,
+                            n_cpu_moe,
+                            expert_slots,
+                            use_mmap,
+                            repack,
+                            vram,
+                            ram,
+                            kernels,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    loads
 }
 
 fn or_default<T>(list: Vec<T>, default: T) -> Vec<T> {

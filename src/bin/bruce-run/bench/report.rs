@@ -160,7 +160,7 @@ fn columns(tests: &[Test], besides: Columns) -> Vec<Column> {
         any(|t| t.load.repack != Switch::Auto),
         Column("rpk", 3, |t, _| switch_number(t.load.repack).to_string()),
     );
-    optional(besides.limits, Column("kernels", 7, |t, _| kernels(t).to_owned()));
+    optional(besides.limits, Column("kernels", 7, |_, o| kernels(o).to_owned()));
     columns.push(Column("test", 15, |t, _| t.name()));
     columns.push(Column("t/s", 20, |_, o| {
         let rates = o.samples.rates();
@@ -303,7 +303,7 @@ fn value(field: &str, test: &Test, outcome: &Outcome) -> Value {
         "flash_attn" => json!(switch_number(test.flash_attention)),
         "repack" => json!(switch_number(test.load.repack)),
         "load_mode" => json!(load_mode(test)),
-        "kernels" => json!(kernels(test)),
+        "kernels" => json!(kernels(outcome)),
         "expert_slots" => json!(test.load.expert_slots.unwrap_or(0)),
         "expert_hits" => json!(slots.hits),
         "expert_misses" => json!(slots.misses),
@@ -411,8 +411,8 @@ fn switch_number(switch: Switch) -> i32 {
     }
 }
 
-fn kernels(test: &Test) -> &'static str {
-    match test.load.kernels {
+fn kernels(outcome: &Outcome) -> &'static str {
+    match outcome.model.kernels() {
         Kernels::Bruce => "bruce",
         Kernels::Ggml => "ggml",
     }
