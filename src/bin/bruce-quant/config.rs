@@ -55,30 +55,9 @@ impl Config {
     /// A type is unknown or named twice, a rule makes no sense, a file of rules or importances is not one.
     pub fn resolve(args: Args) -> Result<Config, anyhow::Error> {
         let keep_types = args.quant.iter().any(|name| is_copy(name));
-        if keep_types && args.quant.len() > 1 {
-            let what = "-q copy: found other types beside it, expected none, as it keeps those of the input";
-            return Err(UsageError(what.to_owned()).into());
-        }
-        if let Some(option) = chooses_types(&args).filter(|_| keep_types) {
-            let what = format!("-q copy: found {option} beside it, expected none, as it keeps every type");
-            return Err(UsageError(what).into());
-        }
-        let mut file_types = Vec::new();
-        for name in args.quant.iter().filter(|_| !keep_types) {
-            let file_type = file_type(name)?;
-            if file_types.contains(&file_type) {
-                return Err(UsageError(format!("-q: {file_type} is named twice")).into());
-            }
-            file_types.push(file_type);
-        }
-        let fitted = match (&args.target_size, args.target_bpw, args.recipe) {
-            (Some(size), ..) => Fitted::ToTarget(convert::Target::Bytes(size.bytes), size.text.clone()),
-            (_, Some(bits), _) => {
-                Fitted::ToTarget(convert::Target::BitsPerWeight(bits), format!("{bits}bpw"))
-            }
-            (_, _, Mix::Moe) if !args.pure => Fitted::ToRecipe,
-            _ => Fitted::No,
-        };
+        let file_types =
+            if keep_types { check_copy(&args).map(|()| Vec::new())? } else { file_types(&args)? };
+        let fitted = fitted(&args);
         let (rules, importance) = (rules::rules(&args)?, rules::importance(&args)?);
         let overrides = rules::overrides(&args.override_kv)?;
         let provenance = convert::Provenance {
@@ -140,6 +119,43 @@ impl Config {
             provenance,
             card: args.model_card.then_some(args.card),
         })
+    }
+}
+
+/// Refuses what makes no sense beside `-q copy`.
+fn check_copy(args: &Args) -> Result<(), UsageError> {
+    if args.quant.len() > 1 {
+        let what = "-q copy: found other types beside it, expected none, as it keeps those of the input";
+        return Err(UsageError(what.to_owned()));
+    }
+    match chooses_types(args) {
+        Some(option) => Err(UsageError(format!(
+            "-q copy: found {option} beside it, expected none, as it keeps every type"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The file types of `-q`.
+fn file_types(args: &Args) -> Result<Vec<FileType>, anyhow::Error> {
+    let mut file_types = Vec::new();
+    for name in &args.quant {
+        let file_type = file_type(name)?;
+        if file_types.contains(&file_type) {
+            return Err(UsageError(format!("-q: {file_type} is named twice")).into());
+        }
+        file_types.push(file_type);
+    }
+    Ok(file_types)
+}
+
+/// Whether types are chosen by samples of the weights, and for which size.
+fn fitted(args: &Args) -> Fitted {
+    match (&args.target_size, args.target_bpw, args.recipe) {
+        (Some(size), ..) => Fitted::ToTarget(convert::Target::Bytes(size.bytes), size.text.clone()),
+        (_, Some(bits), _) => Fitted::ToTarget(convert::Target::BitsPerWeight(bits), format!("{bits}bpw")),
+        (_, _, Mix::Moe) if !args.pure => Fitted::ToRecipe,
+        _ => Fitted::No,
     }
 }
 
