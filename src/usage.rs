@@ -19,6 +19,12 @@ pub fn refusal(error: &clap::Error, program: &str, commands: &[&str], argv: &[Os
         Some((message, meant)) => (message, meant.map(|command| format!("{program} {command}"))),
         None => (message(error), suggestion(error)),
     };
+    let help = match in_llama_quantizes_order(program, argv) {
+        true => {
+            format!("llama-quantize's order is not taken: bruce-quant IN.gguf -q Q4_K_M -o OUT.gguf; {help}")
+        }
+        false => help,
+    };
     let hint = match meant {
         Some(meant) => format!("did you mean {meant}? {help}"),
         None => help,
@@ -66,6 +72,15 @@ fn distance(a: &[char], b: &[char]) -> usize {
     last[b.len()]
 }
 
+/// Whether somebody called llama-quantize: the input, the output perhaps, and the type, without a flag.
+fn in_llama_quantizes_order(program: &str, argv: &[OsString]) -> bool {
+    let words = argv.get(1..).unwrap_or_default();
+    program == "bruce-quant"
+        && matches!(words.len(), 2..=4)
+        && words.iter().all(|word| !word.as_encoded_bytes().starts_with(b"-"))
+        && Path::new(&words[0]).exists()
+}
+
 /// The word, no flag, that a command line has too many.
 fn surplus(error: &clap::Error) -> Option<String> {
     let word = match error.kind() {
@@ -81,11 +96,12 @@ fn surplus(error: &clap::Error) -> Option<String> {
 
 /// What is said of a word too many, and the command that may have been meant.
 fn misplaced<'a>(word: &str, commands: &[&'a str], argv: &[OsString]) -> (String, Option<&'a str>) {
+    let is_there = argv.get(1).is_some_and(|first| Path::new(first).exists());
     let first = argv.get(1).map(|first| first.to_string_lossy()).unwrap_or_default();
     if let Some(command) = commands.iter().find(|command| **command == word) {
         return (format!("found {word} behind other arguments, expected commands first"), Some(command));
     }
-    if !first.starts_with('-') && !commands.contains(&&*first) && !Path::new(&*first).exists() {
+    if !first.starts_with('-') && !commands.contains(&&*first) && !is_there {
         let known = commands.join(", ");
         let message =
             format!("{first}: found neither a command nor a model, expected a model or one of {known}");
@@ -94,15 +110,20 @@ fn misplaced<'a>(word: &str, commands: &[&'a str], argv: &[OsString]) -> (String
     (format!("found a further argument {word:?}, expected none"), None)
 }
 
-/// What clap takes for the intention behind a flag or a value.
+/// What clap takes for the intention behind a flag or a value, where the two are as near as [`nearest`] wants them or one
+/// begins the other: clap finds a likeness in everything (`--i` for `--mirostat`).
 fn suggestion(error: &clap::Error) -> Option<String> {
-    [ContextKind::SuggestedArg, ContextKind::SuggestedValue].iter().find_map(|kind| {
-        match error.get(*kind)? {
-            ContextValue::String(meant) => Some(meant.clone()),
-            ContextValue::Strings(meant) => meant.first().cloned(),
-            _ => None,
-        }
-    })
+    let first = |kind: ContextKind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        ContextValue::Strings(texts) => texts.first().cloned(),
+        _ => None,
+    };
+    let (given, meant) = match error.kind() {
+        ErrorKind::InvalidValue => (ContextKind::InvalidValue, ContextKind::SuggestedValue),
+        _ => (ContextKind::InvalidArg, ContextKind::SuggestedArg),
+    };
+    let (given, meant) = (first(given)?, first(meant)?);
+    (meant.starts_with(&given) || nearest(&given, [meant.as_str()]).is_some()).then_some(meant)
 }
 
 /// clap's message without its own prefix and usage: one line.

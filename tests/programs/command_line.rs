@@ -45,6 +45,76 @@ fn mistyped_flags_commands_and_types_are_guessed() {
 }
 
 #[test]
+fn flags_of_llama_cpp_that_bruce_run_lacks_are_called_that() {
+    // -h is a flag of ours, and so are -s, -n and -l.
+    refused_with(
+        bruce_run().args(["m.gguf", "-hf", "user/name"]),
+        "-hf: found a flag of llama.cpp",
+        "hf download",
+    );
+    refused_with(bruce_run().args(["m.gguf", "-sm", "none"]), "-sm: found a flag of llama.cpp", "-dev");
+    refused_with(
+        bruce_run().args(["m.gguf", "--grammar", "x"]),
+        "--grammar: found",
+        "no sampling by grammar",
+    );
+    refused_with(bruce_run().args(["bench", "m.gguf", "-nkvo"]), "-nkvo: found", "--help");
+    // Nothing is near to this one.
+    let output = run(bruce_run().args(["m.gguf", "--frobnicate"]));
+    refused(&output, 2, &["--frobnicate"]);
+    assert!(!stderr(&output).contains("did you mean"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_order_of_llama_quantize_is_explained() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("in.gguf");
+    fs::write(&model, "GGUF").expect("a file");
+    refused_with(
+        bruce_quant().arg(&model).args(["out.gguf", "q4_k_m", "4"]),
+        "further argument \"out.gguf\"",
+        "bruce-quant IN.gguf -q Q4_K_M -o OUT.gguf",
+    );
+}
+
+#[test]
+fn of_a_flag_given_twice_the_last_counts() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let said = |arguments: &[&str]| succeed(bruce_run().arg(&model).args(["-p", "In the"]).args(arguments));
+    let greedy = said(&["--temp", "0", "-n", "4"]);
+    assert_eq!(said(&["--temp", "9", "-n", "1", "--temp", "0", "-n", "4"]), greedy);
+}
+
+#[test]
+fn nobody_needs_to_read_stderr() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let mut command = bruce_run();
+    command.arg(&model).args(["-p", "In the", "-n", "1", "--temp", "0"]);
+    let answer = succeed(&mut command);
+    // A pipe whose reading end is closed before the program starts.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    assert_eq!(succeed(command.stderr(writer)), answer);
+}
+
+#[test]
+fn sizes_of_contexts_are_told_where_they_surprise() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let told = |size: &str| {
+        let output = run(bruce_run().arg(&model).args(["-p", "In", "-n", "1", "--no-perf", "-c", size]));
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    assert_eq!(told("256"), "");
+    assert_eq!(told("16"), "note: -c 16: the context has 256 tokens, as its size is a multiple of 256\n");
+    assert!(
+        told("1024").starts_with("warning: -c 1024: the model was trained with 512 tokens"),
+        "{}",
+        told("1024")
+    );
+}
+
+#[test]
 fn help_names_the_whole_command_and_keeps_its_lines() {
     for arguments in [&["verify", "--help"][..], &["card", "--help"], &["--help"]] {
         let help = succeed(bruce_quant().args(arguments));
@@ -125,6 +195,7 @@ fn options_without_effect_are_warned_of() {
         assert!(stderr(&output).contains(words), "{words:?}: {}", stderr(&output));
     };
     warned(&["-ngl", "99"], "warning: --n-gpu-layers: there is no GPU");
+    warned(&["--stage-experts", "64"], "warning: --stage-experts: there is no GPU");
     warned(&["-ot", "fnf=CPU"], "warning: --override-tensor fnf=CPU: fits no tensor");
     warned(&["-sys", "Be brief."], "warning: --system-prompt: the model has no chat template");
     let output = run(bruce_run().arg(&model).args(["-p", "In", "-n", "1", "-ngl", "0", "-ot", "ffn=CPU"]));

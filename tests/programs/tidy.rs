@@ -108,6 +108,20 @@ fn unsafe_code_stays_where_it_belongs() {
 }
 
 #[test]
+fn programs_do_not_panic_where_stderr_takes_nothing() {
+    let words = [concat!("eprint", "!("), concat!("eprint", "ln!(")];
+    let mut broken = Vec::new();
+    for path in files(&["src"], "rs") {
+        for (i, line) in fs::read_to_string(&path).expect("text").lines().enumerate() {
+            if words.iter().any(|word| line.contains(word)) {
+                broken.push(format!("{}:{}: {}", shown(&path), i + 1, line.trim()));
+            }
+        }
+    }
+    assert_none(broken, "lines for stderr past bruce::say!");
+}
+
+#[test]
 fn nothing_names_the_machine_it_was_written_on() {
     let words = [concat!("/wo", "rk/"), concat!("/ro", "ot/")];
     let mut sources = rust_files();

@@ -12,6 +12,9 @@ use clap::{Parser, ValueEnum};
 use crate::card::CardOptions;
 use crate::subcommand;
 
+/// Far more than there are cores; each more only waits.
+const MAX_THREADS: i64 = 512;
+
 const EXAMPLES: &str = "\
 Examples:
   bruce-quant BurningBruce-004 -q q4_k
@@ -184,7 +187,7 @@ pub struct Args {
     pub resume: bool,
 
     /// Number of threads [default: one per core].
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     pub threads: Option<u16>,
 
     /// The model's name, instead of what the checkpoint or GGUF file says.

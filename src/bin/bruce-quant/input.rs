@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bruce::exit;
 use checkpoint::{Checkpoint, OpenOptions};
 use convert::{GgufModel, Input};
 
@@ -15,7 +16,44 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<(Box<dyn Input>, Vec<S
         let warnings = model.warnings().to_vec();
         return Ok((Box::new(model), warnings));
     }
-    let checkpoint = Checkpoint::open_with(path, options)?;
+    let checkpoint = Checkpoint::open_with(path, options).map_err(|error| match is_hub_name(path) {
+        true => exit::with_hint(
+            error,
+            format!(
+                "nothing is downloaded: hf download {} --local-dir DIRECTORY, then bruce-quant DIRECTORY",
+                path.display()
+            ),
+        ),
+        false => error.into(),
+    })?;
     let warnings = checkpoint.warnings().to_vec();
     Ok((Box::new(checkpoint), warnings))
+}
+
+/// Whether a path that leads nowhere reads as a model's name on the hub, `user/name`.
+fn is_hub_name(path: &Path) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let words: Vec<&str> = path.to_str().unwrap_or_default().split('/').collect();
+    let is_word = |word: &&str| !word.is_empty() && word.chars().all(part) && !word.starts_with('.');
+    words.len() == 2 && words.iter().all(is_word) && !path.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_on_the_hub_are_two_words() {
+        for (path, is_name) in [
+            ("mistralai/Mixtral-8x7B-v0.1", true),
+            ("./models", false),
+            ("../models", false),
+            ("/models", false),
+            ("models", false),
+            ("a/b/c", false),
+            ("src/bin", false),
+        ] {
+            assert_eq!(is_hub_name(Path::new(path)), is_name, "{path}");
+        }
+    }
 }

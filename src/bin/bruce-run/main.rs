@@ -55,7 +55,7 @@ fn run(command: &Command) -> Result<Ended, anyhow::Error> {
     ggml::set_log(|level, text| {
         // Of ggml's own lines only errors matter; what they lead to is reported again with its context.
         if level >= 4 {
-            eprint!("{}", bruce::terminal::neutral_text(text));
+            bruce::terminal::tell(bruce::terminal::neutral_text(text));
         }
     });
     match command {
@@ -127,7 +127,7 @@ fn advise(error: runtime::Error) -> anyhow::Error {
             );
             exit::with_hint(
                 error,
-                "use a smaller context (-c), a smaller cache (-ctk q8_0 -ctv q8_0), or a smaller -q",
+                "use a smaller context (-c), a smaller cache (-ctk q8_0 -ctv q8_0), or a file of smaller types (bruce-quant -q)",
             )
         }
         other => other.into(),

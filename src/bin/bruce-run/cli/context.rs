@@ -10,7 +10,7 @@ use runtime::session::{SessionOptions, StageExperts};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Context")]
 pub struct ContextArgs {
-    /// Size of the context in tokens; 0: what the model was trained with
+    /// Size of the context in tokens, made a multiple of 256; 0: what the model was trained with
     #[arg(short = 'c', long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
 

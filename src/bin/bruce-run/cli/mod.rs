@@ -1,6 +1,7 @@
 //! The command line, as typed: one structure for each subcommand, and the groups of flags that several share.
 
 pub mod context;
+mod foreign;
 pub mod model;
 pub mod reading;
 pub mod sampling;
@@ -88,8 +89,14 @@ impl Cli {
         if bruce::terminal::no_color() {
             command = command.styles(Styles::plain());
         }
+        // A script's own flags are overridden by those that its caller adds, as in llama.cpp: the last one counts.
+        command = command.args_override_self(true);
         command.build();
-        let argv = spelling::normalise(&command, std::env::args_os());
+        let argv = spelling::normalise(&command, std::env::args_os()).map_err(|(message, instead)| {
+            let help = "bruce-run --help shows the options and examples";
+            let hint = if instead.is_empty() { help.to_owned() } else { format!("{instead}; {help}") };
+            exit::finish(Err(exit::with_hint(exit::UsageError(message), hint)))
+        })?;
         let parsed = command.try_get_matches_from(argv).and_then(|matches| Cli::from_arg_matches(&matches));
         match parsed {
             Ok(cli) => Ok(cli.command.unwrap_or_else(|| Command::Generate(Box::new(cli.generate)))),

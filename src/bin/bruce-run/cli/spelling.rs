@@ -5,12 +5,19 @@
 //! hyphen (`-p "- a list"`). clap takes none of these, so a command line is rewritten before clap sees it: short
 //! names are aliases of long ones there, and a value is tied to its flag with `=`.
 
+use super::foreign::known_elsewhere;
 use clap::{Arg, Command};
 use std::ffi::{OsStr, OsString};
 
 /// The command line as clap reads it. `root` has been built ([`Command::build`]); `argv` begins with the program's
 /// name.
-pub fn normalise(root: &Command, argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+///
+/// # Errors
+/// The first flag that only llama.cpp has: what it is called here, and what there is instead.
+pub fn normalise(
+    root: &Command,
+    argv: impl IntoIterator<Item = OsString>,
+) -> Result<Vec<OsString>, (String, &'static str)> {
     let mut argv = argv.into_iter().peekable();
     let mut out: Vec<OsString> = argv.next().into_iter().collect();
     let mut command = root;
@@ -21,6 +28,9 @@ pub fn normalise(root: &Command, argv: impl IntoIterator<Item = OsString>) -> Ve
             break;
         }
         let Some((arg, value)) = find(command, &token) else {
+            if let Some(elsewhere) = known_elsewhere(&token) {
+                return Err(elsewhere);
+            }
             // A subcommand comes first or not at all.
             if let Some(sub) = token.to_str().filter(|_| out.len() == 1).and_then(|t| root.find_subcommand(t))
             {
@@ -35,7 +45,7 @@ pub fn normalise(root: &Command, argv: impl IntoIterator<Item = OsString>) -> Ve
         };
         out.push(spelled(arg, value));
     }
-    out
+    Ok(out)
 }
 
 /// The argument that a token names, and the value tied to it with `=`.
@@ -103,7 +113,7 @@ mod tests {
 
     fn check(given: &[&str], expected: &[&str]) {
         let argv = std::iter::once("x").chain(given.iter().copied()).map(OsString::from);
-        let out = normalise(&command(), argv);
+        let out = normalise(&command(), argv).expect("flags of our own");
         let out: Vec<&str> = out[1..].iter().map(|t| t.to_str().unwrap_or("")).collect();
         assert_eq!(out, expected);
     }
@@ -135,6 +145,18 @@ mod tests {
     fn flags_are_those_of_the_subcommand() {
         check(&["sub", "-pg", "1,2", "-ngl", "3"], &["sub", "--pg=1,2", "-ngl", "3"]);
         check(&["m", "sub", "-pg", "1"], &["m", "sub", "-pg", "1"]);
+    }
+
+    #[test]
+    fn a_flag_that_only_llama_cpp_has_is_none_of_several_short_ones() {
+        let refused = |words: &[&str]| {
+            let argv = std::iter::once("x").chain(words.iter().copied()).map(OsString::from);
+            normalise(&command(), argv).err().map(|(message, _)| message)
+        };
+        assert!(refused(&["m", "-hf", "a/b"]).is_some_and(|message| message.starts_with("-hf: ")));
+        // It is a value here.
+        assert_eq!(refused(&["-p", "-hf"]), None);
+        assert_eq!(refused(&["--", "-hf"]), None);
     }
 
     #[test]

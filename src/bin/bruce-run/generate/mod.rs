@@ -24,8 +24,9 @@ use dialogue::Dialogue;
 use mode::{Circumstances, Impossible, Mode};
 use runtime::chat::ChatTemplate;
 use runtime::sampler::Sampler;
+use runtime::slots::SlotStatistics;
 use runtime::tokenizer::{AddBos, Special, TokenId};
-use runtime::{ExpertStaging, Model, Session};
+use runtime::{ExpertStaging, Model, Session, StreamStatistics};
 use screen::Screen;
 use serde_json::json;
 use std::io::{IsTerminal, Read};
@@ -46,28 +47,23 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     }
     let config = args.prompt.resolve()?;
     if config.verbose {
-        ggml::set_log(|_, text| eprint!("{}", bruce::terminal::neutral_text(text)));
+        ggml::set_log(|_, text| bruce::terminal::tell(bruce::terminal::neutral_text(text)));
     }
     let cache = args.prompt.cache.open()?;
     let start = Instant::now();
     let model = plan::load(&path, &args.load, &args.placement, &mut options, config.verbose)?;
-    for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
-        eprintln!("warning: {}", bruce::terminal::neutral_line(warning));
-    }
-    if model.slots().is_some_and(|slots| !slots.spares_the_cpu()) {
-        eprintln!(
-            "warning: slots for experts save no time here: the CPU's kernels (--kernels ggml, or for a type that bruce has \
-             none for) compute every expert a token takes"
-        );
-    }
+    warn_of(&model);
     let template = template(&config, &model)?;
     let mode = decide(&config, template.is_some())?;
     if mode == Mode::Continue && config.system.is_some() {
-        eprintln!("warning: --system-prompt: the model has no chat template, so nobody reads it");
+        bruce::say!("warning: --system-prompt: the model has no chat template, so nobody reads it");
     }
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
+    for remark in context_remarks(args.context.ctx_size, session.n_ctx(), model.hparams().n_ctx_train) {
+        bruce::say!("{remark}");
+    }
     if let ExpertStaging::Failed(error) = session.expert_staging() {
-        eprintln!("warning: the CPU reads prompts with the experts that it has: {error}");
+        bruce::say!("warning: the CPU reads prompts with the experts that it has: {error}");
     }
     let sampler = sampler(args, &model, session.n_ctx())?;
     if args.context.warms_up(gains_by_empty_run(&model, mode == Mode::Converse && config.prompt.is_none())) {
@@ -77,8 +73,7 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         describe(&model, &session, &sampler);
     }
     let timings = Timings { load: start.elapsed(), ..Timings::default() };
-    let before = model.slots().map(|slots| slots.statistics());
-    let streamed = model.expert_pool().map(|pool| pool.statistics());
+    let before = Before::of(&model);
     let mut engine = Engine::new(session, sampler, limits(&config), timings);
     if let Some(cache) = cache {
         engine.use_cache(cache)?;
@@ -93,29 +88,58 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
     };
     engine.keep_all();
     if config.timings && engine.timings().prompt.n_tokens > 0 {
-        eprint!("\n{}", engine.timings().lines());
-        if let (Some(pool), Some(before)) = (model.expert_pool(), streamed) {
-            let (work, done) = (engine.timings().all(), pool.statistics().since(&before));
-            eprintln!("   experts streamed = {}", crate::streamed::line(&done, work.n_tokens, work.time));
-        }
-        if let (Some(slots), Some(before)) = (model.slots(), before) {
-            let done = slots.statistics().since(&before);
-            eprintln!(
-                "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} of them with prompts, {} copied for the others{}",
-                100.0 * done.hit_rate(),
-                done.hits + done.misses,
-                done.promotions,
-                done.harvested,
-                bruce::size::bytes(done.uploaded_bytes),
-                if done.failures > 0 {
-                    format!(", {} could not be read", done.failures)
-                } else {
-                    String::new()
-                }
-            );
-        }
+        report_work(&model, &engine, before);
     }
     Ok(ended)
+}
+
+/// What is odd about the file, and what about its placement.
+fn warn_of(model: &Model) {
+    for warning in model.gguf().warnings().iter().chain(model.tokenizer().warnings()) {
+        bruce::say!("warning: {}", bruce::terminal::neutral_line(warning));
+    }
+    if model.slots().is_some_and(|slots| !slots.spares_the_cpu()) {
+        bruce::say!(
+            "warning: slots for experts save no time here: the CPU's kernels (--kernels ggml, or for a type that bruce has \
+             none for) compute every expert a token takes"
+        );
+    }
+}
+
+/// What experts had been asked for when the work began.
+struct Before {
+    slots: Option<SlotStatistics>,
+    streamed: Option<StreamStatistics>,
+}
+
+impl Before {
+    fn of(model: &Model) -> Before {
+        Before {
+            slots: model.slots().map(|slots| slots.statistics()),
+            streamed: model.expert_pool().map(|pool| pool.statistics()),
+        }
+    }
+}
+
+/// Says how long the work took, and where it found its experts.
+fn report_work(model: &Model, engine: &Engine, before: Before) {
+    bruce::terminal::tell(format_args!("\n{}", engine.timings().lines()));
+    if let (Some(pool), Some(before)) = (model.expert_pool(), before.streamed) {
+        let (work, done) = (engine.timings().all(), pool.statistics().since(&before));
+        bruce::say!("   experts streamed = {}", crate::streamed::line(&done, work.n_tokens, work.time));
+    }
+    if let (Some(slots), Some(before)) = (model.slots(), before.slots) {
+        let done = slots.statistics().since(&before);
+        bruce::say!(
+            "   experts on GPUs = {:.1} % of {} taken; {} moved there, {} of them with prompts, {} copied for the others{}",
+            100.0 * done.hit_rate(),
+            done.hits + done.misses,
+            done.promotions,
+            done.harvested,
+            bruce::size::bytes(done.uploaded_bytes),
+            if done.failures > 0 { format!(", {} could not be read", done.failures) } else { String::new() }
+        );
+    }
 }
 
 /// The chat template: the user's, else the file's; none where text is to be continued.
@@ -155,6 +179,24 @@ fn decide(config: &Config, has_template: bool) -> Result<Mode, anyhow::Error> {
     })
 }
 
+/// What is worth knowing about a context that was asked for, where there is one: that it got more tokens, and that the model
+/// has never seen texts of such length.
+fn context_remarks(asked: Option<u32>, n_ctx: usize, n_ctx_train: u32) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let Some(asked) = asked.filter(|asked| *asked > 0) else { return remarks };
+    if asked as usize != n_ctx {
+        remarks.push(format!(
+            "note: -c {asked}: the context has {n_ctx} tokens, as its size is a multiple of 256"
+        ));
+    }
+    if asked > n_ctx_train {
+        remarks.push(format!(
+            "warning: -c {asked}: the model was trained with {n_ctx_train} tokens; what it says beyond may make no sense"
+        ));
+    }
+    remarks
+}
+
 fn sampler(args: &Args, model: &Arc<Model>, n_ctx: usize) -> Result<Sampler, anyhow::Error> {
     let mut params = args.sampling.params(n_ctx as u32)?;
     if args.sampling.ignore_eos {
@@ -187,20 +229,20 @@ fn gains_by_empty_run(model: &Model, is_typing: bool) -> bool {
 /// Where the weights are and what else takes memory, on stderr.
 fn describe(model: &Model, session: &Session, sampler: &Sampler) {
     use bruce::size::bytes;
-    eprintln!("{}", bruce::terminal::neutral_line(&model.description()));
+    bruce::say!("{}", bruce::terminal::neutral_line(&model.description()));
     for (buffer, size) in model.sizes() {
-        eprintln!("weights in {buffer}: {}", bytes(size));
+        bruce::say!("weights in {buffer}: {}", bytes(size));
     }
     if let Some(pool) = model.expert_pool() {
-        eprintln!("experts are read by {}", pool.readers());
+        bruce::say!("experts are read by {}", pool.readers());
     }
     if let Some(slots) = model.slots() {
-        eprintln!("{} slots for experts in {} layers", slots.n_slots(), slots.experts().len());
+        bruce::say!("{} slots for experts in {} layers", slots.n_slots(), slots.experts().len());
     }
     for (buffer, size) in session.compute_bytes() {
-        eprintln!("compute buffers in {buffer}: {}", bytes(size as u64));
+        bruce::say!("compute buffers in {buffer}: {}", bytes(size as u64));
     }
-    eprintln!(
+    bruce::say!(
         "context of {} tokens, {} threads, seed {}",
         session.n_ctx(),
         session.n_threads(),
@@ -293,7 +335,9 @@ fn report(prompt: &[TokenId], answer: &Answer, engine: &Engine) -> String {
 fn say_why(stop: Stop, engine: &Engine) {
     if stop == Stop::Context {
         let n_ctx = engine.session().n_ctx();
-        eprintln!("the context of {n_ctx} tokens is full: the answer ends here (see -c and --context-shift)");
+        bruce::say!(
+            "the context of {n_ctx} tokens is full: the answer ends here (see -c and --context-shift)"
+        );
     }
 }
 

@@ -60,7 +60,7 @@ pub fn show(
     let options = load.options(placement);
     let mut plan = Plan::make(&gguf, &options, session, &budget, Measure::Always).map_err(crate::advise)?;
     plan.measure_crossover(&gguf, &options, session).map_err(crate::advise)?;
-    warn(&gguf, &plan, &placement.budget, &options.placement);
+    warn(&gguf, &plan, &placement.budget, &options.placement, session.stage_experts);
     match how {
         DryRun::Text => print(&report::text(&plan, path)),
         DryRun::Json => print(&format!("{}\n", report::json(&plan))),
@@ -82,7 +82,7 @@ pub fn load(
     let measure = if verbose { Measure::AsNeeded } else { Measure::Never };
     let plan = follow(path, &mut options, &placement.budget, session, measure)?;
     if let Some(plan) = plan.filter(|plan| plan.is_measured) {
-        eprint!("{}", report::text(&plan, path));
+        bruce::terminal::tell(report::text(&plan, path));
     }
     Model::load(path, &options, &mut ()).map_err(crate::advise)
 }
@@ -102,7 +102,7 @@ pub fn follow(
     let budget = budget(&gguf, args)?;
     match Plan::make(&gguf, options, session, &budget, measure) {
         Ok(mut plan) => {
-            warn(&gguf, &plan, args, &options.placement);
+            warn(&gguf, &plan, args, &options.placement, session.stage_experts);
             if session.stage_experts == StageExperts::Auto {
                 plan.measure_crossover(&gguf, options, session).map_err(crate::advise)?;
             }
@@ -113,7 +113,7 @@ pub fn follow(
         Err(runtime::Error::Shortage { needed, available_bytes }) if args.ram.is_none() => {
             let (needed, free) =
                 (bruce::size::bytes(needed.total_bytes()), bruce::size::bytes(available_bytes));
-            eprintln!("warning: the model needs {needed} of memory at least, and {free} are free");
+            bruce::say!("warning: the model needs {needed} of memory at least, and {free} are free");
             Ok(None)
         }
         Err(error) => Err(crate::advise(error)),
@@ -137,10 +137,10 @@ fn budget(gguf: &Gguf, args: &BudgetArgs) -> Result<Budget, anyhow::Error> {
 }
 
 /// What the user should know about it before anything is loaded.
-fn warn(gguf: &Gguf, plan: &Plan, args: &BudgetArgs, placement: &PlacementOptions) {
+fn warn(gguf: &Gguf, plan: &Plan, args: &BudgetArgs, placement: &PlacementOptions, staged: StageExperts) {
     use bruce::size::bytes;
     if let Some(wanted) = plan.reduced_from {
-        eprintln!(
+        bruce::say!(
             "note: a context of {} tokens instead of {wanted}, as memory is short; -c sets another",
             plan.n_ctx
         );
@@ -148,7 +148,7 @@ fn warn(gguf: &Gguf, plan: &Plan, args: &BudgetArgs, placement: &PlacementOption
     if let Some(device) = plan.machine.device {
         let used = plan.outlook.device.total_bytes();
         if used > device.size_bytes {
-            eprintln!(
+            bruce::say!(
                 "warning: the layers asked for take {} of the devices' memory, and {} may be used",
                 bytes(used),
                 bytes(device.size_bytes)
@@ -156,16 +156,19 @@ fn warn(gguf: &Gguf, plan: &Plan, args: &BudgetArgs, placement: &PlacementOption
         }
     } else {
         if args.vram.is_some_and(|vram| vram > 0) {
-            eprintln!("warning: --vram: there is no GPU");
+            bruce::say!("warning: --vram: there is no GPU");
         }
         if !matches!(placement.n_gpu_layers, GpuLayers::Auto | GpuLayers::Count(0)) {
-            eprintln!("warning: --n-gpu-layers: there is no GPU");
+            bruce::say!("warning: --n-gpu-layers: there is no GPU");
+        }
+        if matches!(staged, StageExperts::From(_)) {
+            bruce::say!("warning: --stage-experts: there is no GPU");
         }
     }
     for (regex, buffer) in &placement.overrides {
         if !gguf.tensors().iter().any(|tensor| regex.is_match(&tensor.name)) {
             let rule = bruce::terminal::neutral_line(&format!("{}={buffer}", regex.as_str()));
-            eprintln!("warning: --override-tensor {rule}: fits no tensor");
+            bruce::say!("warning: --override-tensor {rule}: fits no tensor");
         }
     }
 }
