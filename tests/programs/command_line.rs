@@ -100,11 +100,13 @@ fn nobody_needs_to_read_stderr() {
 #[test]
 fn sizes_of_contexts_are_told_where_they_surprise() {
     let Some(model) = quantized("tinymoe", "Q8_0") else { return };
-    let told = |size: &str| {
-        let output = run(bruce_run().arg(&model).args(["-p", "In", "-n", "1", "--no-perf", "-c", size]));
+    let told_with = |size: &str, flags: &[&str]| {
+        let usual = ["-p", "In", "-n", "1", "--no-perf", "-c", size];
+        let output = run(bruce_run().arg(&model).args(usual).args(flags));
         assert!(output.status.success(), "{}", stderr(&output));
         stderr(&output)
     };
+    let told = |size| told_with(size, &[]);
     assert_eq!(told("256"), "");
     assert_eq!(told("16"), "note: -c 16: the context has 256 tokens, as its size is a multiple of 256\n");
     assert!(
@@ -112,6 +114,7 @@ fn sizes_of_contexts_are_told_where_they_surprise() {
         "{}",
         told("1024")
     );
+    assert_eq!(told_with("1024", &["--rope-scale", "2"]), "");
 }
 
 #[test]

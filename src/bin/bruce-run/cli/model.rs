@@ -291,6 +291,14 @@ impl PlacementArgs {
 }
 
 impl LoadArgs {
+    /// Whether the rotary embedding is another than the file's, as for longer texts than the model was trained with.
+    pub fn changes_rotation(&self) -> bool {
+        self.rope_scaling.is_some()
+            || self.rope_scale.is_some()
+            || self.rope_freq_base.is_some()
+            || self.rope_freq_scale.is_some()
+    }
+
     /// The resolved form of both groups.
     pub fn options(&self, placement: &PlacementArgs) -> ModelOptions {
         let (mut use_mmap, mut mlock) = (!self.no_mmap, self.mlock);

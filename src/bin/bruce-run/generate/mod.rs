@@ -59,7 +59,8 @@ pub fn run(args: &Args) -> Result<Ended, anyhow::Error> {
         bruce::say!("warning: --system-prompt: the model has no chat template, so nobody reads it");
     }
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
-    for remark in context_remarks(args.context.ctx_size, session.n_ctx(), model.hparams().n_ctx_train) {
+    let n_ctx_seen = (!args.load.changes_rotation()).then_some(model.hparams().n_ctx_train);
+    for remark in context_remarks(args.context.ctx_size, session.n_ctx(), n_ctx_seen) {
         bruce::say!("{remark}");
     }
     if let ExpertStaging::Failed(error) = session.expert_staging() {
@@ -180,8 +181,8 @@ fn decide(config: &Config, has_template: bool) -> Result<Mode, anyhow::Error> {
 }
 
 /// What is worth knowing about a context that was asked for, where there is one: that it got more tokens, and that the model
-/// has never seen texts of such length.
-fn context_remarks(asked: Option<u32>, n_ctx: usize, n_ctx_train: u32) -> Vec<String> {
+/// has never seen texts of such length (`n_ctx_seen`; `None` where that does not count).
+fn context_remarks(asked: Option<u32>, n_ctx: usize, n_ctx_seen: Option<u32>) -> Vec<String> {
     let mut remarks = Vec::new();
     let Some(asked) = asked.filter(|asked| *asked > 0) else { return remarks };
     if asked as usize != n_ctx {
@@ -189,9 +190,9 @@ fn context_remarks(asked: Option<u32>, n_ctx: usize, n_ctx_train: u32) -> Vec<St
             "note: -c {asked}: the context has {n_ctx} tokens, as its size is a multiple of 256"
         ));
     }
-    if asked > n_ctx_train {
+    if let Some(seen) = n_ctx_seen.filter(|seen| asked > *seen) {
         remarks.push(format!(
-            "warning: -c {asked}: the model was trained with {n_ctx_train} tokens; what it says beyond may make no sense"
+            "warning: -c {asked}: the model was trained with {seen} tokens; what it says beyond may make no sense"
         ));
     }
     remarks
