@@ -7,6 +7,9 @@ use std::time::Duration;
 /// How often experts were in memory, what was read, and how much of the time the disk alone would have taken.
 pub fn line(done: &StreamStatistics, n_tokens: usize, time: Duration) -> String {
     let asked = done.hit_bytes + done.missed_bytes;
+    if done.read_bytes == 0 && done.missed_bytes == 0 {
+        return format!("all of {} in memory; nothing was read", bytes(asked));
+    }
     let share = 100.0 * done.least_time().as_secs_f64() / time.as_secs_f64().max(1e-9);
     format!(
         "{:.1} % of {} in memory; {} read for each token, {}/s, {} waited; {share:.0} % of the disk's limit",
@@ -21,6 +24,12 @@ pub fn line(done: &StreamStatistics, n_tokens: usize, time: Duration) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_nothing_was_read_no_disk_is_spoken_of() {
+        let done = StreamStatistics { hit_bytes: 6_000_000, ..StreamStatistics::default() };
+        assert_eq!(line(&done, 4, Duration::from_secs(2)), "all of 6.00 MB in memory; nothing was read");
+    }
 
     #[test]
     fn the_limit_is_the_time_that_misses_take_to_read() {

@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, overrides_with = "escape")]
     no_escape: bool,
 
-    /// Resolve escapes such as \n (the default) [-e]
+    /// Resolve escapes such as \n (the default)
     #[arg(short, long, overrides_with = "no_escape")]
     escape: bool,
 
