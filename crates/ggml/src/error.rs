@@ -29,6 +29,9 @@ pub enum Error {
         /// `ggml_status`.
         status: i32,
     },
+    /// A device computes products by expert with kernels that take a token's experts to differ, and they don't.
+    #[error("a token names an expert twice, which kernels of GPUs compute once")]
+    RepeatedExpert,
     /// A tensor type number that the linked ggml does not have.
     #[error("tensor type {id} is unknown to the linked ggml")]
     UnknownType {

@@ -234,7 +234,7 @@ impl Graph {
     /// For each token and each of its chosen experts, that expert's matrix times the token's row.
     ///
     /// `experts: [n_in, n_out, n_expert]`, `x: [n_in, 1 or k, n_tokens]`, `ids: [k, n_tokens]` (I32, each below
-    /// `n_expert`) to `[n_out, k, n_tokens]`.
+    /// `n_expert`, those of a token all different) to `[n_out, k, n_tokens]`.
     pub fn mul_mat_id(&self, experts: &Tensor, x: &Tensor, ids: &Tensor) -> Tensor {
         let (w, b, i) = (experts.ne(), x.ne(), ids.ne());
         let fits = w[3] == 1 && b[3] == 1 && i[2] == 1 && i[3] == 1;
@@ -255,11 +255,11 @@ impl Graph {
     }
 
     /// As [`mul_mat_id`](Self::mul_mat_id), where a token's choices may name one expert several times, which kernels of GPUs take for
-    /// impossible: they leave out the repeated ones. Each choice is a token of its own here.
+    /// impossible: they leave out the repeated ones. Each choice is a token of its own here, but for single tokens and
+    /// quantized experts: those have kernels that compute choice by choice.
     pub fn mul_mat_id_repeated(&self, experts: &Tensor, x: &Tensor, ids: &Tensor) -> Tensor {
         let ([n_in, given, ..], [k, n_tokens, ..]) = (x.ne(), ids.ne());
-        if n_tokens == 1 || k == 1 {
-            // One row for each choice.
+        if k == 1 || (n_tokens == 1 && experts.ty().is_quantized()) {
             return self.mul_mat_id(experts, x, ids);
         }
         let each = if given == k {

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::backend::{Backend, DeviceKind};
 use crate::buffer::BufferType;
 use crate::graph::Graph;
+use crate::stand_in::recorded::REPEATED_EXPERT;
 use crate::tensor::Tensor;
 use ggml_sys as sys;
 use std::ffi::c_void;
@@ -106,7 +107,7 @@ impl Scheduler {
     /// Computes the graph that was allocated last.
     ///
     /// # Errors
-    /// [`Error::Aborted`] when the abort flag was set, [`Error::Compute`] otherwise.
+    /// [`Error::Aborted`] when the abort flag was set, [`Error::RepeatedExpert`], [`Error::Compute`] otherwise.
     ///
     /// # Panics
     /// Where the kernel of a custom node did.
@@ -122,6 +123,7 @@ impl Scheduler {
         match self.backends.iter().fold(status, worst) {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(Error::Aborted),
+            REPEATED_EXPERT => Err(Error::RepeatedExpert),
             status => Err(Error::Compute { status }),
         }
     }

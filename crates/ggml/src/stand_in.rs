@@ -2,7 +2,8 @@
 //!
 //! To ggml it is a GPU like any other. Its buffers are not host memory, so the scheduler splits graphs at its border and
 //! copies what crosses it; an allocation beyond its budget fails as on a full card; a tensor that lies elsewhere when it
-//! computes is an error, as it would be a fault on a card; custom nodes (which are host functions) are not for it; it
+//! computes is an error, as it would be a fault on a card; so is an expert that a token names twice, where kernels of GPUs
+//! would compute it once; custom nodes (which are host functions) are not for it; it
 //! computes and copies when somebody waits for it, and not before. What it can't show is anything about time, copies beside
 //! computing, or the arithmetic of real GPU kernels: results equal the CPU's.
 //!
@@ -11,6 +12,7 @@
 
 pub(crate) mod device;
 mod memory;
+pub(crate) mod recorded;
 pub(crate) mod stream;
 
 use crate::backend::{Device, DeviceKind, REGISTRY};

@@ -188,7 +188,7 @@ fn data_moves_in_and_out_by_copies() {
 }
 
 #[test]
-fn threads_and_the_stop_flag_reach_the_cpu_inside() {
+fn threads_reach_the_cpu_inside_and_a_stop_does_not() {
     let device = devices(1, 1 << 20)[0];
     let matrix = weight("w", &[N, N], &numbers(N * N, 4), device.buffer_type());
     let mut scheduler = scheduler(&[device], false);
@@ -196,19 +196,82 @@ fn threads_and_the_stop_flag_reach_the_cpu_inside() {
     for backend in scheduler.backends_mut() {
         backend.set_threads(&pool);
     }
-    let build = || {
+    let build_on = |matrix: &Tensor| {
         let graph = Graph::new(16);
         let input = graph.input("x", Type::F32, &[N, 3]);
-        let result = graph.mul_mat(&matrix, &input);
+        let result = graph.mul_mat(matrix, &input);
         graph.output(&result);
         (graph, input, result)
     };
+    let build = || build_on(&matrix);
     let (graph, input, result) = build();
-    support::compute(&mut scheduler, &graph, &[Data::F32(&input, &[1.0; 3 * N])], &result);
+    let first = support::compute(&mut scheduler, &graph, &[Data::F32(&input, &[1.0; 3 * N])], &result);
     scheduler.backends_mut()[0].set_abort(Arc::new(AtomicBool::new(true)));
-    let (graph, ..) = build();
+    let (graph, input, result) = build();
+    let again = support::compute(&mut scheduler, &graph, &[Data::F32(&input, &[1.0; 3 * N])], &result);
+    assert_eq!(first, again, "GPUs compute what they were given");
+    scheduler.backends_mut()[1].set_abort(Arc::new(AtomicBool::new(true)));
+    let (graph, ..) = build_on(&support::cpu_weight("w", &[N, N], &numbers(N * N, 4)));
     scheduler.allocate(&graph).expect("memory");
     assert!(matches!(scheduler.compute(&graph), Err(Error::Aborted)));
+}
+
+/// Kernels of GPUs look for each expert among the choices of a token and take the first they find: for batches, and for
+/// weights that are not quantized always.
+#[test]
+fn an_expert_that_a_token_names_twice_is_an_error_where_gpus_compute_it_once() {
+    let device = devices(1, 1 << 20)[0];
+    let run = |used: &[Device], is_quantized: bool, repeated: bool, ids: &[i32]| {
+        let place = used.first().copied().unwrap_or_else(cpu).buffer_type();
+        let ty = if is_quantized { Type::from_id(8).expect("Q8_0") } else { Type::F32 };
+        let experts = Context::new(1).tensor("experts", ty, &[N, N, 3]);
+        Buffer::allocate(place, std::slice::from_ref(&experts), "experts").expect("memory").set_weights();
+        let values = numbers(N * N * 3, 9);
+        if is_quantized {
+            let mut bytes = vec![0; experts.n_bytes()];
+            for (block, values) in bytes.chunks_exact_mut(34).zip(values.chunks_exact(32)) {
+                block[..2].copy_from_slice(&0x2000u16.to_le_bytes());
+                block[2..].iter_mut().zip(values).for_each(|(q, v)| *q = (*v * 127.0) as i8 as u8);
+            }
+            experts.write(0, &bytes);
+        } else {
+            experts.write_values(&values);
+        }
+        let n_tokens = ids.len() / 2;
+        let graph = Graph::new(16);
+        let x = graph.input("x", Type::F32, &[N, 1, n_tokens]);
+        let chosen = graph.input("ids", Type::I32, &[2, n_tokens]);
+        let result = if repeated {
+            graph.mul_mat_id_repeated(&experts, &x, &chosen)
+        } else {
+            graph.mul_mat_id(&experts, &x, &chosen)
+        };
+        graph.output(&result);
+        let mut scheduler = scheduler(used, false);
+        scheduler.allocate(&graph).expect("memory");
+        x.write_values(&numbers(N * n_tokens, 10));
+        chosen.write_values(ids);
+        let mut values = vec![0.0; result.n_elements()];
+        scheduler.compute(&graph).map(|()| {
+            result.read_values(0, &mut values);
+            values
+        })
+    };
+    for (is_quantized, ids, is_sound) in [
+        (true, &[2, 2][..], true),
+        (false, &[2, 2], false),
+        (true, &[0, 1, 2, 0], true),
+        (true, &[0, 1, 2, 2], false),
+        (false, &[0, 1, 2, 2], false),
+    ] {
+        let what = format!("quantized: {is_quantized}, {ids:?}");
+        let expected = run(&[], is_quantized, false, ids).expect("the CPU takes any");
+        match run(&[device], is_quantized, false, ids) {
+            Ok(found) => assert!(is_sound && found == expected, "{what}"),
+            Err(error) => assert!(!is_sound && matches!(error, Error::RepeatedExpert), "{what}: {error}"),
+        }
+        assert_eq!(run(&[device], is_quantized, true, ids).expect(&what), expected, "{what}");
+    }
 }
 
 /// A CPU node that reads nothing of the device but a table runs while the device has work; one that reads what the device

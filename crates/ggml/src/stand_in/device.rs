@@ -2,10 +2,8 @@
 //! inside.
 
 use super::memory::{self, Budget};
-use super::stream::{
-    LATE_STATUS, LateStatus, late_status, set_abort, set_thread_pool, set_threads, start_stream,
-};
-use crate::backend::{Device, SetAbort, SetThreadPool, SetThreads};
+use super::stream::{LATE_STATUS, LateStatus, late_status, set_thread_pool, set_threads, start_stream};
+use crate::backend::{Device, SetThreadPool, SetThreads};
 use ggml_sys as sys;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{NonNull, null, null_mut};
@@ -166,13 +164,13 @@ unsafe extern "C" fn registry_device(
     unsafe { &*(*registry).context.cast::<Registry>() }.devices.get(index).copied().unwrap_or(null_mut())
 }
 
-/// The CPU's settings that make sense for a stream of this device.
+/// The CPU's settings that make sense for a stream of this device. No callback to stop it: GPUs compute what they were
+/// given to its end.
 unsafe extern "C" fn registry_function(_: sys::ggml_backend_reg_t, name: *const c_char) -> *mut c_void {
     // SAFETY: ggml passes a NUL-terminated name.
     match unsafe { CStr::from_ptr(name) }.to_bytes() {
         b"ggml_backend_set_n_threads" => set_threads as SetThreads as *mut c_void,
         b"ggml_backend_cpu_set_threadpool" => set_thread_pool as SetThreadPool as *mut c_void,
-        b"ggml_backend_set_abort_callback" => set_abort as SetAbort as *mut c_void,
         name if name == LATE_STATUS.to_bytes() => late_status as LateStatus as *mut c_void,
         _ => null_mut(),
     }

@@ -4,7 +4,8 @@
 //! is what the host's memory holds by then, and what the CPU does in between is what it could do while a GPU computes.
 
 use super::device::{StandIn, buffer_of, device_buffer_type, device_host_buffer_type};
-use crate::backend::{SetAbort, SetThreadPool, SetThreads};
+use super::recorded::Recorded;
+use crate::backend::{SetThreadPool, SetThreads};
 use ggml_sys as sys;
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
@@ -32,9 +33,9 @@ struct Stream {
     status: sys::ggml_status,
 }
 
-/// Whoever gives it to a stream keeps what it points to until it has waited for it.
+/// Whoever gives it to a stream keeps the data it is about until it has waited for it; the graph itself may go, as on GPUs.
 enum Work {
-    Compute(*mut sys::ggml_cgraph),
+    Compute(Recorded),
     Copy { from: *const u8, to: *mut u8, n_bytes: usize },
 }
 
@@ -53,7 +54,7 @@ impl Stream {
             match work {
                 Work::Compute(graph) => {
                     // SAFETY: as the caller promises.
-                    let status = unsafe { sys::ggml_backend_graph_compute(self.cpu, graph) };
+                    let status = unsafe { graph.compute(self.cpu) };
                     if self.status == sys::GGML_STATUS_SUCCESS {
                         self.status = status;
                     }
@@ -90,20 +91,6 @@ pub(super) unsafe extern "C" fn set_thread_pool(stream: sys::ggml_backend_t, poo
         let cpu = StandIn::of((*stream).device).cpu;
         if let Some(set) = cpu.function::<SetThreadPool>(c"ggml_backend_cpu_set_threadpool") {
             set(context(stream).cpu, pool);
-        }
-    }
-}
-
-pub(super) unsafe extern "C" fn set_abort(
-    stream: sys::ggml_backend_t,
-    callback: Option<crate::backend::AbortCallback>,
-    data: *mut c_void,
-) {
-    // SAFETY: as above; the caller keeps `data` alive.
-    unsafe {
-        let cpu = StandIn::of((*stream).device).cpu;
-        if let Some(set) = cpu.function::<SetAbort>(c"ggml_backend_set_abort_callback") {
-            set(context(stream).cpu, callback, data);
         }
     }
 }
@@ -171,7 +158,7 @@ unsafe extern "C" fn compute(stream: sys::ggml_backend_t, graph: *mut sys::ggml_
                 return sys::GGML_STATUS_FAILED;
             }
         }
-        context(stream).give(Work::Compute(graph));
+        context(stream).give(Work::Compute(Recorded::new(graph)));
     }
     sys::GGML_STATUS_SUCCESS
 }
