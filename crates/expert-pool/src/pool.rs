@@ -155,7 +155,7 @@ impl Pool {
     /// The work of a layer for the batch that is being computed, the same for every thread that asks. Reading begins.
     ///
     /// `experts` are those taken, ascending, each with the number of tokens that took it; `steps` the rows of a piece of
-    /// work on gates and ups and on downs; `next` what the next layer will likely take.
+    /// work on gates and ups and on downs; `next` what the next layer will likely take, a guess that may name what isn't there.
     pub fn enter(
         &self,
         layer: usize,
@@ -167,6 +167,20 @@ impl Pool {
         let pass = self.shared.lock().enter(&Request { layer, experts, n_tokens, steps, next });
         self.shared.bell.ring();
         pass
+    }
+
+    /// Notes what a layer took that somebody else computed for it, as [`enter`](Self::enter) does: so that what is in memory and
+    /// popular stays. Nothing is read.
+    ///
+    /// # Panics
+    /// When the layer has no such expert.
+    pub fn learn(&self, layer: usize, experts: &[(usize, usize)], n_tokens: usize) {
+        self.shared.lock().learn(layer, experts, n_tokens);
+    }
+
+    /// Share of a layer's tokens that took each expert lately, 0 to 1.
+    pub fn shares(&self, layer: usize) -> Vec<f32> {
+        self.shared.lock().shares(layer).to_vec()
     }
 
     /// Waits for the tiles of a group (gates and ups come first in the numbering, then downs). None where they won't

@@ -240,7 +240,7 @@ impl State {
         }
         self.cursor = 0;
         self.is_sweep = request.n_tokens >= SWEEP_TOKENS;
-        self.count(layer, request);
+        self.learn(request.layer, request.experts, request.n_tokens);
         self.hint(request);
         let left = |group: &Group| {
             let step = request.steps[usize::from(group.expert == NONE)];
@@ -294,13 +294,21 @@ impl State {
         group.tiles.iter().map(of_tile).max().unwrap_or(0)
     }
 
-    fn count(&mut self, layer: &Layer, request: &Request<'_>) {
-        let kept = 0.5f32.powf(request.n_tokens as f32 / HALF_LIFE);
+    /// As [`Pool::learn`](crate::Pool::learn).
+    pub fn learn(&mut self, layer: usize, experts: &[(usize, usize)], n_tokens: usize) {
+        let layer = &self.layout.layers[layer];
+        let kept = 0.5f32.powf(n_tokens as f32 / HALF_LIFE);
         let scores = &mut self.scores[layer.first_score..layer.first_score + layer.n_expert()];
         scores.iter_mut().for_each(|score| *score *= kept);
-        for &(expert, n) in request.experts {
-            scores[expert] += (1.0 - kept) * n as f32 / request.n_tokens.max(1) as f32;
+        for &(expert, n) in experts {
+            scores[expert] += (1.0 - kept) * n as f32 / n_tokens.max(1) as f32;
         }
+    }
+
+    /// As [`Pool::shares`](crate::Pool::shares).
+    pub fn shares(&self, layer: usize) -> &[f32] {
+        let layer = &self.layout.layers[layer];
+        &self.scores[layer.first_score..layer.first_score + layer.n_expert()]
     }
 
     /// Notes what will be wanted after this pass: in a sweep all of the next layer, after the last one the first again.
@@ -314,7 +322,9 @@ impl State {
         let Some(layer) = layout.layers.get(next).filter(|_| next != request.layer) else { return };
         let experts: Vec<usize> =
             if self.is_sweep { (0..layer.n_expert()).collect() } else { request.next.to_vec() };
-        let is_ours = |expert: &usize| !self.elsewhere[layer.first_score + expert];
+        // What a guess names may be any number.
+        let is_ours =
+            |expert: &usize| *expert < layer.n_expert() && !self.elsewhere[layer.first_score + expert];
         let experts: Vec<usize> = experts.into_iter().filter(is_ours).collect();
         let tiles = |matrix: usize| layout.matrices[matrix].tiles.clone();
         for &expert in &experts {
@@ -629,6 +639,13 @@ mod tests {
         publish(&mut state, ahead);
         publish(&mut state, wanted);
         assert!(jobs(&mut state).is_empty());
+    }
+
+    #[test]
+    fn a_guess_may_name_what_is_not_there() {
+        let mut state = state(Depth { wanted: 6, ahead: 6 });
+        enter(&mut state, 0, 0, &[7, usize::MAX, 1]);
+        assert_eq!(tiles(&jobs(&mut state)), [0, 3, 6, 10, 13, 16]);
     }
 
     #[test]

@@ -309,6 +309,33 @@ fn experts_that_are_taken_often_stay() {
     }
 }
 
+/// As after a prompt that a device has read.
+#[test]
+fn experts_that_somebody_else_computed_often_stay() {
+    let all = Pool::all_bytes(&layers());
+    let hits = |learns: bool| {
+        let pool = pool(&Disk::good(), Readers::Threads(2), all * 5 / 8, false);
+        for experts in [[0, 1], [2, 3], [0, 1]] {
+            turn(&pool, &experts, 1, 1).expect("read");
+        }
+        if learns {
+            let before = (pool.statistics(), pool.shares(0));
+            (0..N_LAYERS).for_each(|layer| pool.learn(layer, &[(0, 64), (1, 64)], 64));
+            assert_eq!(pool.statistics().read_bytes, before.0.read_bytes);
+            let shares = pool.shares(0);
+            assert!(shares[0] > before.1[0] && shares[2] < before.1[2], "{shares:?}");
+        }
+        for _ in 0..3 {
+            turn(&pool, &[2, 3], 1, 1).expect("read");
+        }
+        let before = pool.statistics();
+        turn(&pool, &[0, 1], 1, 1).expect("read");
+        pool.statistics().since(&before).hit_rate()
+    };
+    let [learned, not] = [true, false].map(hits);
+    assert!(learned > 0.9 && not < 0.6, "{learned} and {not}");
+}
+
 #[test]
 fn a_failing_disk_is_an_error_with_the_place_and_not_for_ever() {
     for readers in every_kind() {

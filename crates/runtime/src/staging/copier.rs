@@ -36,6 +36,18 @@ pub(super) struct Shared {
     pub counted: Counted,
 }
 
+impl Shared {
+    /// Tells the pool what a layer's tokens took, which is computed without it: `ids` is `[n_used, n_tokens]`.
+    pub fn learn(&self, layer: usize, ids: &[i32], n_used: usize) {
+        let layer = &self.layers[layer];
+        let (Some(pool), Some(streamed)) = (&self.pool, layer.streamed) else { return };
+        let mut n_taken = vec![0; layer.experts.len()];
+        ids.iter().for_each(|id| n_taken[*id as usize] += 1);
+        let taken: Vec<_> = n_taken.into_iter().enumerate().filter(|(_, n)| *n > 0).collect();
+        pool.learn(streamed, &taken, ids.len() / n_used.max(1));
+    }
+}
+
 /// Copies until the sweep is over, on a stream of its own for each device.
 pub(super) fn run(shared: &Shared, mut streams: Vec<CopyStream>) {
     while let Some(job) = shared.sweep.take() {

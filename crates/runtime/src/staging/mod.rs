@@ -183,12 +183,14 @@ struct Gate {
 impl RowKernel for Gate {
     fn run(&self, sources: &Sources<'_>, rows: &mut Rows<'_>) {
         let ids: &[i32] = sources.values(0);
-        self.shared.sweep.enter(self.layer, ids);
         let n_used = sources.ne(0)[0];
+        if self.shared.sweep.enter(self.layer, ids) {
+            self.shared.learn(self.layer, ids, n_used);
+        }
         while let Some((index, row)) = rows.take() {
             let ids = &ids[index * n_used..(index + 1) * n_used];
             for (bytes, id) in row.chunks_exact_mut(4).zip(ids) {
-                // A device that was stopped leaves any numbers. Nobody wants what follows, but it must be experts.
+                // A device that failed leaves any numbers. Nobody wants what follows, but it must be experts.
                 let id = if self.shared.sweep.has_expert(self.layer, *id) { *id } else { 0 };
                 bytes.copy_from_slice(&id.to_ne_bytes());
             }

@@ -306,8 +306,9 @@ impl Sweep {
     }
 
     /// Waits until the experts `ids` of a layer are in its stack, or something went wrong. The device must have computed
-    /// all before that layer, or have stopped: then ids may be any numbers. All threads of a node may enter.
-    pub fn enter(&self, layer: usize, ids: &[i32]) {
+    /// all before that layer, or have failed: then ids may be any numbers. All threads of a node may enter; says to the first
+    /// that all `ids` are experts.
+    pub fn enter(&self, layer: usize, ids: &[i32]) -> bool {
         let mut state = self.lock();
         let is_first = state.n_entered <= layer;
         if is_first {
@@ -325,8 +326,8 @@ impl Sweep {
             !is_there && state.failure.is_none() && layer < state.n_layers
         };
         let mut state = self.changed.wait_while(state, is_waiting).unwrap_or_else(|p| p.into_inner());
-        let may_keep = self.stops[layer].has_slots && ids.iter().all(|id| self.has_expert(layer, *id));
-        if is_first && may_keep && state.failure.is_none() && layer < state.n_layers {
+        let is_sound = is_first && ids.iter().all(|id| self.has_expert(layer, *id));
+        if is_sound && self.stops[layer].has_slots && state.failure.is_none() && layer < state.n_layers {
             let stack = self.at(&state, layer).1;
             if let Some(contents) = &state.contents[self.stops[layer].device][stack] {
                 let has = contents.has.chunks(N_PROJECTIONS).map(|all| all.iter().all(|has| *has)).collect();
@@ -334,6 +335,7 @@ impl Sweep {
                 self.changed.notify_all();
             }
         }
+        is_sound
     }
 
     /// Whether a layer has an expert of this number.

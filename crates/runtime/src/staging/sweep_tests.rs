@@ -87,7 +87,11 @@ fn a_failure_opens_all_gates_and_is_told_once() {
     sweep.begin(4, false);
     let item = next(&sweep).expect("there is something to do");
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..4).for_each(|layer| sweep.enter(layer, &[0])));
+        scope.spawn(|| {
+            (0..4).for_each(|layer| {
+                sweep.enter(layer, &[0]);
+            });
+        });
         sweep.done(item, Outcome::Failed(crate::Error::Stopped));
     });
     assert!(sweep.is_over());
@@ -97,6 +101,17 @@ fn a_failure_opens_all_gates_and_is_told_once() {
     assert_eq!(sweep.take(), Some(Job::Copy(item)));
     sweep.done(item, Outcome::Arrived);
     sweep.finish().expect("it is there now");
+}
+
+#[test]
+fn the_first_at_a_gate_is_told_where_all_are_experts() {
+    let sweep = layers(4);
+    sweep.begin(4, false);
+    items(&sweep);
+    assert!(sweep.enter(0, &[0, 1]), "the first");
+    assert!(!sweep.enter(0, &[0, 1]), "another thread");
+    assert!(!sweep.enter(1, &[0, -7]), "what a device left that failed");
+    sweep.finish().expect("nothing failed");
 }
 
 #[test]

@@ -168,6 +168,26 @@ fn streamed_experts_are_staged_from_the_pool_or_the_file() {
     }
 }
 
+/// The pool knows what a prompt took that was staged past it, so that decoding finds that in memory.
+#[test]
+fn the_pool_learns_from_prompts_that_are_staged() {
+    let device = stand_in(64 << 20);
+    let file = tiny_moe("q4_k", Stacked);
+    let streamed = ModelOptions { expert_pool_bytes: Some(u64::MAX >> 1), ..on_device(device, on_host) };
+    let shares = |from: Option<u32>| {
+        let model = load(&file.path, &streamed);
+        let mut session = Session::new(&model, &staged(35, from)).expect("a session");
+        all_logits(&mut session);
+        let pool = model.expert_pool().expect("it is streamed");
+        (0..3).map(|layer| pool.shares(layer)).collect::<Vec<_>>()
+    };
+    let (learned, computed) = (shares(Some(32)), shares(None));
+    assert!(difference(&learned, &computed) < 0.05, "{learned:?} and {computed:?}");
+    for of_layer in &learned {
+        assert!((1.4..2.0).contains(&of_layer.iter().sum::<f32>()), "{learned:?}");
+    }
+}
+
 /// The rest of a batch that is too small, and one token, are computed as without staging.
 #[test]
 fn smaller_batches_are_computed_beside() {
