@@ -15,10 +15,8 @@ pub(super) struct Grouping {
 }
 
 impl Grouping {
-    /// What `work` makes of the grouping of `ids`, an expert for each choice.
-    ///
-    /// # Panics
-    /// When an id is not below `n_expert`.
+    /// What `work` makes of the grouping of `ids`, an expert for each choice. A device that failed leaves any numbers;
+    /// nobody wants what follows, but it must be experts: numbers that are none count as the first.
     pub fn with<R>(ids: &[i32], n_expert: usize, work: impl FnOnce(&Grouping) -> R) -> R {
         thread_local! {
             static KEPT: RefCell<Grouping> = RefCell::default();
@@ -38,10 +36,9 @@ impl Grouping {
         // Counted one place further than they begin, so that filling moves each start to where it belongs.
         self.starts.clear();
         self.starts.resize(n_expert + 2, 0);
+        let expert_of = |id: i32| usize::try_from(id).ok().filter(|e| *e < n_expert).unwrap_or(0);
         for id in ids {
-            let expert = usize::try_from(*id).ok().filter(|e| *e < n_expert);
-            let expert = expert.unwrap_or_else(|| panic!("expert {id} of {n_expert}"));
-            self.starts[expert + 2] += 1;
+            self.starts[expert_of(*id) + 2] += 1;
         }
         for expert in 2..n_expert + 2 {
             self.starts[expert] += self.starts[expert - 1];
@@ -49,7 +46,7 @@ impl Grouping {
         self.choices.clear();
         self.choices.resize(ids.len(), 0);
         for (choice, id) in (0..).zip(ids) {
-            let place = &mut self.starts[*id as usize + 1];
+            let place = &mut self.starts[expert_of(*id) + 1];
             self.choices[*place as usize] = choice;
             *place += 1;
         }
@@ -78,8 +75,11 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "expert 4 of 4")]
-    fn an_expert_that_is_not_there_is_our_mistake() {
-        Grouping::with(&[4], 4, |_| ());
+    fn any_numbers_are_grouped() {
+        Grouping::with(&[4, 3, -1, i32::MIN, 0, i32::MAX], 4, |grouping| {
+            assert_eq!(grouping.choices, [0, 2, 3, 4, 5, 1]);
+            assert_eq!((grouping.of(0), grouping.of(3)), (0..5, 5..6));
+            assert_eq!(grouping.active, [0, 3]);
+        });
     }
 }

@@ -9,9 +9,11 @@
 use crate::fixture::*;
 use convert::ExpertLayout::{Split, Stacked};
 use runtime::residency::{ExpertSlots, GpuLayers, PlacementOptions, Repack};
-use runtime::{Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
+use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions, StageExperts};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 fn device(bytes: usize) -> String {
     stand_in(bytes).name()
@@ -219,6 +221,41 @@ fn misses_are_computed_while_the_device_computes_hits() {
         let before = ggml::stand_in::reads_beside_work(device);
         token_by_token(&model, 5, || ());
         assert_eq!(ggml::stand_in::reads_beside_work(device) - before, 5 * 3, "{layout:?}");
+    }
+}
+
+/// Wherever in the computation it comes.
+#[test]
+fn a_stop_breaks_nothing() {
+    let device = device(64 << 20);
+    let file = tiny_moe("f32", Stacked);
+    for pool in [None, Some(u64::MAX >> 1)] {
+        let mut on = options(&device, Kernels::Bruce, ExpertSlots::Uniform(2));
+        on.expert_pool_bytes = pool;
+        let model = load(&file.path, &on);
+        let how = SessionOptions { stage_experts: StageExperts::Never, ..session_options() };
+        let mut session = Session::new(&model, &how).expect("a session");
+        let stop = session.stop_flag();
+        let expected = answers(&model, &mut session);
+        let mut n_stopped = 0;
+        for round in 0..200 {
+            session.truncate(0);
+            let tokens = vec![7; [1, 20, 40][round % 3]];
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_micros(round as u64 * 20));
+                    stop.store(true, Ordering::Relaxed);
+                });
+                match session.decode(&tokens, Logits::Last) {
+                    Err(Error::Stopped) => n_stopped += 1,
+                    done => done.expect("read"),
+                }
+            });
+            stop.store(false, Ordering::Relaxed);
+        }
+        assert!(n_stopped > 0);
+        session.truncate(0);
+        assert_eq!(difference(&expected, &answers(&model, &mut session)), 0.0);
     }
 }
 
