@@ -17,6 +17,7 @@ mod custom;
 mod error;
 mod exit;
 mod graph;
+mod landing;
 mod node;
 pub mod quantize;
 mod sched;

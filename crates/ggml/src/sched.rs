@@ -4,8 +4,9 @@ use crate::Error;
 use crate::backend::{Backend, DeviceKind};
 use crate::buffer::BufferType;
 use crate::graph::Graph;
+use crate::landing::Landing;
 use crate::stand_in::recorded::REPEATED_EXPERT;
-use crate::tensor::Tensor;
+use crate::tensor::{Plain, Tensor};
 use ggml_sys as sys;
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -13,6 +14,8 @@ use std::ptr::NonNull;
 /// Runs graphs over several backends, the CPU last.
 pub struct Scheduler {
     raw: NonNull<sys::ggml_backend_sched>,
+    /// Results of the last computation, in memory that a device copies to by itself.
+    landing: Landing,
     backends: Vec<Backend>,
 }
 
@@ -52,7 +55,8 @@ impl Scheduler {
                 offload,
             )
         };
-        Scheduler { raw: NonNull::new(sched).expect("a small allocation"), backends }
+        let landing = Landing::new(pinned.unwrap_or_else(BufferType::cpu));
+        Scheduler { raw: NonNull::new(sched).expect("a small allocation"), landing, backends }
     }
 
     /// The backends, in the order given.
@@ -112,8 +116,37 @@ impl Scheduler {
     /// # Panics
     /// Where the kernel of a custom node did.
     pub fn compute(&mut self, graph: &Graph) -> Result<(), Error> {
-        // SAFETY: the graph was allocated by this scheduler.
-        let status = unsafe { sys::ggml_backend_sched_graph_compute(self.raw.as_ptr(), graph.raw()) };
+        self.compute_and_fetch(graph, &[])
+    }
+
+    /// As [`compute`](Self::compute), and copies `results` of the graph to the host: all of them behind the computation, and
+    /// waits once. [`result`](Self::result) lends them afterwards.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute), and [`Error::OutOfMemory`].
+    pub fn compute_and_fetch(&mut self, graph: &Graph, results: &[Tensor]) -> Result<(), Error> {
+        self.landing.lay_out(results)?;
+        // SAFETY: the graph was allocated by this scheduler. What is fetched goes to memory that nobody looks at before the
+        // backends were waited for; a result lies where its backend put it.
+        let status = unsafe {
+            let raw = self.raw.as_ptr();
+            let status = sys::ggml_backend_sched_graph_compute_async(raw, graph.raw());
+            if status == sys::GGML_STATUS_SUCCESS {
+                for (tensor, place) in results.iter().zip(self.landing.places()) {
+                    let backend = sys::ggml_backend_sched_get_tensor_backend(raw, tensor.raw());
+                    assert!(!backend.is_null(), "{tensor:?} is no result of the graph");
+                    sys::ggml_backend_tensor_get_async(
+                        backend,
+                        tensor.raw(),
+                        place.cast(),
+                        0,
+                        tensor.n_bytes(),
+                    );
+                }
+            }
+            sys::ggml_backend_sched_synchronize(raw);
+            status
+        };
         graph.resume_panic();
         // Every backend is asked, so that none keeps a status for the next time.
         let worst = |before, backend: &Backend| match backend.late_status() {
@@ -128,15 +161,24 @@ impl Scheduler {
         }
     }
 
-    /// As [`compute`](Self::compute), and calls `seen` with the index of each of the `watched` tensors as soon as it is
+    /// The numbers of the `index`-th tensor that the last computation fetched.
+    ///
+    /// # Panics
+    /// When it fetched fewer, or numbers of another size.
+    pub fn result<T: Plain>(&self, index: usize) -> &[T] {
+        self.landing.numbers(index)
+    }
+
+    /// As [`compute_and_fetch`](Self::compute_and_fetch), and calls `seen` with the index of each of the `watched` tensors as soon as it is
     /// computed, while what it was computed from and all that later nodes need is still in place. The backends wait
     /// meanwhile, so that this is for looking inside and not for speed.
     ///
     /// # Errors
-    /// As [`compute`](Self::compute).
+    /// As [`compute_and_fetch`](Self::compute_and_fetch).
     pub fn compute_watched(
         &mut self,
         graph: &Graph,
+        results: &[Tensor],
         watched: &[Tensor],
         seen: &mut dyn FnMut(usize),
     ) -> Result<(), Error> {
@@ -147,7 +189,7 @@ impl Scheduler {
             let data = (&raw mut watch).cast::<c_void>();
             sys::ggml_backend_sched_set_eval_callback(self.raw.as_ptr(), Some(node_computed), data);
         }
-        let done = self.compute(graph);
+        let done = self.compute_and_fetch(graph, results);
         // SAFETY: as above.
         unsafe {
             sys::ggml_backend_sched_set_eval_callback(self.raw.as_ptr(), None, std::ptr::null_mut());

@@ -216,6 +216,38 @@ fn threads_reach_the_cpu_inside_and_a_stop_does_not() {
     assert!(matches!(scheduler.compute(&graph), Err(Error::Aborted)));
 }
 
+/// From the device and from the host, in any number, and none of them before it is computed.
+#[test]
+fn results_are_fetched_behind_the_computation() {
+    let device = devices(1, 1 << 20)[0];
+    let there = weight("there", &[N, N], &numbers(N * N, 5), device.buffer_type());
+    let here = support::cpu_weight("here", &[N, 3], &numbers(N * 3, 6));
+    let mut scheduler = scheduler(&[device], false);
+    let graph = Graph::new(16);
+    let x = graph.input("x", Type::F32, &[N, 1]);
+    let (first, second) = (graph.mul_mat(&there, &x), graph.mul_mat(&here, &x));
+    let third = graph.top_k(&first, 2);
+    let third = graph.contiguous(&third);
+    [&first, &second, &third].into_iter().for_each(|result| graph.output(result));
+    scheduler.allocate(&graph).expect("memory");
+    for seed in 20..23 {
+        x.write_values(&numbers(N, seed));
+        let results = [second.clone(), first.clone(), third.clone()];
+        let beside = stand_in::reads_beside_work(device);
+        scheduler.compute_and_fetch(&graph, &results).expect("computes");
+        let (mut of_host, mut of_device, mut best) = ([0f32; 3], [0f32; N], [0i32; 2]);
+        second.read_values(0, &mut of_host);
+        first.read_values(0, &mut of_device);
+        third.read_values(0, &mut best);
+        assert_eq!(scheduler.result::<f32>(0), of_host);
+        assert_eq!(scheduler.result::<f32>(1), of_device);
+        assert_eq!(scheduler.result::<i32>(2), best);
+        assert!(of_device.iter().any(|value| *value != 0.0));
+        assert_eq!(stand_in::reads_beside_work(device), beside);
+    }
+    scheduler.compute_and_fetch(&graph, &[]).expect("computes");
+}
+
 /// Kernels of GPUs look for each expert among the choices of a token and take the first they find: for batches, and for
 /// weights that are not quantized always.
 #[test]

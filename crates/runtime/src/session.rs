@@ -155,6 +155,10 @@ pub enum ExpertStaging<'a> {
     Failed(&'a Error),
 }
 
+/// Logits of so many bytes are copied to the host right behind the computation, to memory that is set aside for that; more
+/// are read when it is done.
+const MOST_FETCHED_BYTES: usize = 4 << 20;
+
 /// Contexts grow in steps of this many cells, and so does what attention looks at; a graph serves until the next step.
 pub(crate) const KV_STEP: usize = 256;
 
@@ -379,12 +383,14 @@ impl Session {
             staging.begin(current.n_staged, goes_on);
         }
         self.fill_inputs(&current, &rows);
+        let few_logits = current.logits.as_ref().filter(|logits| logits.n_bytes() <= MOST_FETCHED_BYTES);
+        let results: Vec<Tensor> = current.choices.iter().chain(few_logits).cloned().collect();
         let done = match observer {
-            None => self.scheduler.compute(&current.graph),
+            None => self.scheduler.compute_and_fetch(&current.graph, &results),
             Some(observer) => {
                 let n_expert = self.model.hparams().n_expert as usize;
                 let watched: Vec<_> = current.taps.iter().map(|tap| tap.ready.clone()).collect();
-                self.scheduler.compute_watched(&current.graph, &watched, &mut |index| {
+                self.scheduler.compute_watched(&current.graph, &results, &watched, &mut |index| {
                     show(&current.taps[index], n_expert, observer);
                 })
             }
@@ -397,16 +403,16 @@ impl Session {
             ggml::Error::Aborted => Error::Stopped,
             other => other.into(),
         })?;
-        if let Some(logits) = &current.logits {
+        if few_logits.is_some() {
+            self.logits.extend_from_slice(self.scheduler.result(current.choices.len()));
+        } else if let Some(logits) = &current.logits {
             let start = self.logits.len();
             self.logits.resize(start + logits.n_elements(), 0.0);
             logits.read_values(0, &mut self.logits[start..]);
         }
         if let Some((slots, running)) = slots {
-            for (index, choices) in current.choices.iter().enumerate() {
-                let mut ids = vec![0i32; choices.n_elements()];
-                choices.read_values(0, &mut ids);
-                slots.observe(index, &ids, by_slots);
+            for index in 0..current.choices.len() {
+                slots.observe(index, self.scheduler.result(index), by_slots);
             }
             drop(running);
         }

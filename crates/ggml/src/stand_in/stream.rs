@@ -110,7 +110,7 @@ pub(super) unsafe extern "C" fn start_stream(
         get_name: Some(stream_name),
         free: Some(end_stream),
         set_tensor_async: Some(set_tensor_later),
-        get_tensor_async: None,
+        get_tensor_async: Some(get_tensor_later),
         set_tensor_2d_async: None,
         get_tensor_2d_async: None,
         cpy_tensor_async: Some(fetch_tensor_later),
@@ -180,6 +180,20 @@ unsafe extern "C" fn set_tensor_later(
     unsafe {
         let to = (*tensor).data.cast::<u8>().add(offset);
         context(stream).give(Work::Copy { from: data.cast(), to, n_bytes });
+    }
+}
+
+unsafe extern "C" fn get_tensor_later(
+    stream: sys::ggml_backend_t,
+    tensor: *const sys::ggml_tensor,
+    data: *mut c_void,
+    offset: usize,
+    n_bytes: usize,
+) {
+    // SAFETY: as above; what is written to stays until somebody has waited.
+    unsafe {
+        let from = (*tensor).data.cast::<u8>().add(offset);
+        context(stream).give(Work::Copy { from, to: data.cast(), n_bytes });
     }
 }
 
