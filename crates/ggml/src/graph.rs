@@ -82,6 +82,11 @@ impl Graph {
         self.raw.as_ptr()
     }
 
+    /// What keeps its nodes' operands alive, those from elsewhere.
+    pub(crate) fn contexts(&self) -> Vec<Arc<ContextInner>> {
+        self.operands.borrow().clone()
+    }
+
     /// Nodes added so far.
     pub fn n_nodes(&self) -> usize {
         // SAFETY: a valid graph.

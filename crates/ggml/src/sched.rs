@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::backend::{Backend, DeviceKind};
 use crate::buffer::BufferType;
+use crate::context::ContextInner;
 use crate::graph::Graph;
 use crate::landing::Landing;
 use crate::stand_in::recorded::REPEATED_EXPERT;
@@ -10,12 +11,15 @@ use crate::tensor::{Plain, Tensor};
 use ggml_sys as sys;
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Runs graphs over several backends, the CPU last.
 pub struct Scheduler {
     raw: NonNull<sys::ggml_backend_sched>,
     /// Results of the last computation, in memory that a device copies to by itself.
     landing: Landing,
+    /// What devices may be computing with; empty when they were waited for.
+    under_way: Vec<Arc<ContextInner>>,
     backends: Vec<Backend>,
 }
 
@@ -24,8 +28,11 @@ unsafe impl Send for Scheduler {}
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
-        // SAFETY: freed once, before the backends (fields drop after this).
-        unsafe { sys::ggml_backend_sched_free(self.raw.as_ptr()) };
+        // SAFETY: freed once, before the backends (fields drop after this), when nothing is being computed.
+        unsafe {
+            sys::ggml_backend_sched_synchronize(self.raw.as_ptr());
+            sys::ggml_backend_sched_free(self.raw.as_ptr());
+        }
     }
 }
 
@@ -56,7 +63,8 @@ impl Scheduler {
             )
         };
         let landing = Landing::new(pinned.unwrap_or_else(BufferType::cpu));
-        Scheduler { raw: NonNull::new(sched).expect("a small allocation"), landing, backends }
+        let raw = NonNull::new(sched).expect("a small allocation");
+        Scheduler { raw, landing, under_way: Vec::new(), backends }
     }
 
     /// The backends, in the order given.
@@ -126,28 +134,60 @@ impl Scheduler {
     /// As [`compute`](Self::compute), and [`Error::OutOfMemory`].
     pub fn compute_and_fetch(&mut self, graph: &Graph, results: &[Tensor]) -> Result<(), Error> {
         self.landing.lay_out(results)?;
-        // SAFETY: the graph was allocated by this scheduler. What is fetched goes to memory that nobody looks at before the
-        // backends were waited for; a result lies where its backend put it.
-        let status = unsafe {
+        let status = self.launch(graph, results);
+        let done = self.wait_after(status);
+        graph.resume_panic();
+        done
+    }
+
+    /// Begins to compute the graph that was allocated last: devices go on when this returns. Meanwhile the next graph may be
+    /// [allocated](Self::allocate), but what the caller writes, inputs included, must wait for [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute); nothing is under way then.
+    ///
+    /// # Panics
+    /// As [`compute`](Self::compute).
+    pub fn start(&mut self, graph: &Graph) -> Result<(), Error> {
+        let status = self.launch(graph, &[]);
+        let done = if status == sys::GGML_STATUS_SUCCESS { Ok(()) } else { self.wait_after(status) };
+        graph.resume_panic();
+        done
+    }
+
+    /// Waits until what was [started](Self::start) is done.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute).
+    pub fn wait(&mut self) -> Result<(), Error> {
+        self.wait_after(sys::GGML_STATUS_SUCCESS)
+    }
+
+    fn launch(&mut self, graph: &Graph, results: &[Tensor]) -> sys::ggml_status {
+        self.under_way.extend(graph.contexts());
+        // SAFETY: the graph was allocated by this scheduler, and what its nodes read is kept until it was waited for; backends
+        // need no graph beyond the call. What is fetched goes to memory that nobody looks at before that either, and a result
+        // lies where its backend put it.
+        unsafe {
             let raw = self.raw.as_ptr();
             let status = sys::ggml_backend_sched_graph_compute_async(raw, graph.raw());
             if status == sys::GGML_STATUS_SUCCESS {
                 for (tensor, place) in results.iter().zip(self.landing.places()) {
                     let backend = sys::ggml_backend_sched_get_tensor_backend(raw, tensor.raw());
                     assert!(!backend.is_null(), "{tensor:?} is no result of the graph");
-                    sys::ggml_backend_tensor_get_async(
-                        backend,
-                        tensor.raw(),
-                        place.cast(),
-                        0,
-                        tensor.n_bytes(),
-                    );
+                    let n_bytes = tensor.n_bytes();
+                    sys::ggml_backend_tensor_get_async(backend, tensor.raw(), place.cast(), 0, n_bytes);
                 }
             }
-            sys::ggml_backend_sched_synchronize(raw);
             status
-        };
-        graph.resume_panic();
+        }
+    }
+
+    /// Waits for all backends; `status` is how what was launched went so far.
+    fn wait_after(&mut self, status: sys::ggml_status) -> Result<(), Error> {
+        // SAFETY: a valid scheduler.
+        unsafe { sys::ggml_backend_sched_synchronize(self.raw.as_ptr()) };
+        self.under_way.clear();
         // Every backend is asked, so that none keeps a status for the next time.
         let worst = |before, backend: &Backend| match backend.late_status() {
             sys::GGML_STATUS_SUCCESS => before,

@@ -248,6 +248,47 @@ fn results_are_fetched_behind_the_computation() {
     scheduler.compute_and_fetch(&graph, &[]).expect("computes");
 }
 
+/// The graph that was begun may go, and the next one be given its place, before the device has computed anything of it.
+#[test]
+fn a_graph_is_allocated_while_the_device_computes_another() {
+    let device = devices(1, 1 << 20)[0];
+    let cache = Context::new(1).tensor("cache", Type::F32, &[N, 4]);
+    Buffer::allocate(device.buffer_type(), std::slice::from_ref(&cache), "cache").expect("memory").clear(0);
+    let square = weight("w", &[N, N], &numbers(N * N, 5), device.buffer_type());
+    let mut scheduler = scheduler(&[device], false);
+    let x = numbers(N, 30);
+    let mut expected = None;
+    for row in 0..4i64 {
+        let graph = Graph::new(16);
+        let (input, rows) = (graph.input("x", Type::F32, &[N, 1]), graph.input("rows", Type::I64, &[1]));
+        let written = graph.set_rows(&cache, &graph.mul_mat(&square, &input), &rows);
+        graph.output(&written);
+        scheduler.allocate(&graph).expect("memory");
+        scheduler.wait().expect("computed");
+        input.write_values(&x);
+        rows.write_values(&[row]);
+        scheduler.start(&graph).expect("begun");
+        drop(graph);
+        let mut values = vec![0f32; N];
+        cache.read_values(row as usize * N, &mut values);
+        assert_eq!(values, [0.0; N], "the device has not been waited for");
+    }
+    scheduler.wait().expect("computed");
+    for row in 0..4 {
+        let mut values = vec![0f32; N];
+        cache.read_values(row * N, &mut values);
+        assert!(values.iter().any(|value| *value != 0.0));
+        assert_eq!(*expected.get_or_insert_with(|| values.clone()), values);
+    }
+    // What is under way is ended before its memory goes.
+    let graph = Graph::new(16);
+    let input = graph.input("x", Type::F32, &[N, 1]);
+    graph.output(&graph.mul_mat(&square, &input));
+    scheduler.allocate(&graph).expect("memory");
+    scheduler.start(&graph).expect("begun");
+    drop((graph, square, scheduler));
+}
+
 /// Kernels of GPUs look for each expert among the choices of a token and take the first they find: for batches, and for
 /// weights that are not quantized always.
 #[test]

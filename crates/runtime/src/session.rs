@@ -136,6 +136,10 @@ pub struct Session {
     options: SessionOptions,
     n_ctx: usize,
     n_past: usize,
+    /// Tokens after those that devices are computing.
+    n_under_way: usize,
+    /// Micro-batches that were prepared meanwhile.
+    n_prepared_ahead: usize,
     logits: Vec<f32>,
     /// What the routers decided, where that is recorded.
     routing: Option<Vec<LayerRouting>>,
@@ -253,6 +257,8 @@ impl Session {
             options: SessionOptions { n_ubatch: n_ubatch as u32, ..options.clone() },
             n_ctx,
             n_past: 0,
+            n_under_way: 0,
+            n_prepared_ahead: 0,
             logits: Vec::new(),
             routing: None,
             pool,
@@ -283,12 +289,7 @@ impl Session {
         self.read(tokens, logits, Some(observer))
     }
 
-    fn read(
-        &mut self,
-        tokens: &[u32],
-        logits: Logits,
-        mut observer: Option<Observer<'_>>,
-    ) -> Result<(), Error> {
+    fn read(&mut self, tokens: &[u32], logits: Logits, observer: Option<Observer<'_>>) -> Result<(), Error> {
         let n_vocab = self.n_vocab();
         if let Some(id) = tokens.iter().find(|id| **id as usize >= n_vocab) {
             return Err(Error::Token { id: *id, n_vocab: n_vocab as u32 });
@@ -301,6 +302,17 @@ impl Session {
             });
         }
         self.logits.clear();
+        let done = self.read_batches(tokens, logits, observer);
+        // Where one could not be begun, the one before may still be under way.
+        done.and(self.settle())
+    }
+
+    fn read_batches(
+        &mut self,
+        tokens: &[u32],
+        logits: Logits,
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<(), Error> {
         let mut rest = tokens;
         while !rest.is_empty() {
             let (batch, after) = rest.split_at(rest.len().min(self.options.n_ubatch as usize));
@@ -312,13 +324,23 @@ impl Session {
             // A new borrow for each batch.
             let observer = observer.as_mut().map(|observer| &mut **observer as Observer<'_>);
             self.compute(batch, after.len(), n_outputs, observer)?;
-            self.n_past += batch.len();
             rest = after;
         }
         Ok(())
     }
 
-    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens; `n_after` are read after it.
+    /// Waits for the micro-batch that is under way, if there is one.
+    fn settle(&mut self) -> Result<(), Error> {
+        let n_tokens = std::mem::take(&mut self.n_under_way);
+        if n_tokens > 0 {
+            self.scheduler.wait().map_err(stopped)?;
+            self.n_past += n_tokens;
+        }
+        Ok(())
+    }
+
+    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens; `n_after` are read after it. Where
+    /// nothing is to be done with its results, it is only begun, and the next one prepared meanwhile.
     fn compute(
         &mut self,
         tokens: &[u32],
@@ -326,7 +348,8 @@ impl Session {
         n_outputs: usize,
         observer: Option<Observer<'_>>,
     ) -> Result<(), Error> {
-        let n_kv = (self.n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
+        let n_past = self.n_past + self.n_under_way;
+        let n_kv = (n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
         let flash_attention = self.options.flash_attention;
         let routing = self.routing.is_some();
         let tapped = observer.is_some();
@@ -357,14 +380,6 @@ impl Session {
             by_slots,
             staged,
         };
-        let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
-        for backend in self.scheduler.backends_mut() {
-            backend.set_threads(pool);
-        }
-        let rows = match self.model.embeddings() {
-            Some(table) => table.read(tokens, &self.embeddings)?,
-            None => tokens.iter().map(|id| *id as i32).collect(),
-        };
         let reusable = self.current.take().filter(|current| current.shape == shape);
         let current = match reusable {
             Some(current) => current,
@@ -373,6 +388,17 @@ impl Session {
                 self.scheduler.allocate(&built.graph)?;
                 built
             }
+        };
+        // Only now may anything be written that is computed with.
+        self.n_prepared_ahead += usize::from(self.n_under_way > 0);
+        self.settle()?;
+        let pool = if tokens.len() == 1 { &self.pool } else { &self.pool_batch };
+        for backend in self.scheduler.backends_mut() {
+            backend.set_threads(pool);
+        }
+        let rows = match self.model.embeddings() {
+            Some(table) => table.read(tokens, &self.embeddings)?,
+            None => tokens.iter().map(|id| *id as i32).collect(),
         };
         let model = Arc::clone(&self.model);
         // Whoever waits for another session's turn must not keep experts from moving meanwhile.
@@ -383,6 +409,14 @@ impl Session {
             staging.begin(current.n_staged, goes_on);
         }
         self.fill_inputs(&current, &rows);
+        let has_results = current.logits.is_some() || routing || tapped || slots.is_some();
+        let is_on_devices = !model.placement().devices().is_empty() && turn.is_none() && staging.is_none();
+        if n_after > 0 && is_on_devices && !has_results {
+            self.scheduler.start(&current.graph).map_err(stopped)?;
+            self.n_under_way = n_tokens;
+            self.current = Some(current);
+            return Ok(());
+        }
         let few_logits = current.logits.as_ref().filter(|logits| logits.n_bytes() <= MOST_FETCHED_BYTES);
         let results: Vec<Tensor> = current.choices.iter().chain(few_logits).cloned().collect();
         let done = match observer {
@@ -399,10 +433,8 @@ impl Session {
         let copied = staging.map_or(Ok(()), Staging::finish);
         turn.map_or(Ok(()), |turn| turn.finish())?;
         copied?;
-        done.map_err(|error| match error {
-            ggml::Error::Aborted => Error::Stopped,
-            other => other.into(),
-        })?;
+        done.map_err(stopped)?;
+        self.n_past += n_tokens;
         if few_logits.is_some() {
             self.logits.extend_from_slice(self.scheduler.result(current.choices.len()));
         } else if let Some(logits) = &current.logits {
@@ -578,9 +610,22 @@ impl Session {
         self.current.as_ref().map(|current| current.graph.nodes()).unwrap_or_default()
     }
 
+    /// How many micro-batches were prepared while devices computed the one before.
+    pub fn n_prepared_ahead(&self) -> usize {
+        self.n_prepared_ahead
+    }
+
     /// Into how many pieces the last graph was split over the devices.
     pub fn n_splits(&self) -> usize {
         self.scheduler.n_splits()
+    }
+}
+
+/// What an error of ggml's means here.
+fn stopped(error: ggml::Error) -> Error {
+    match error {
+        ggml::Error::Aborted => Error::Stopped,
+        other => other.into(),
     }
 }
 

@@ -5,9 +5,11 @@ use crate::fixture::*;
 use convert::ExpertLayout::{Split, Stacked};
 use ggml::Node;
 use quants::TensorType;
-use runtime::residency::ExpertSlots;
-use runtime::{Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
+use runtime::residency::{ExpertSlots, PlacementOptions};
+use runtime::{Error, Kernels, Logits, Model, ModelOptions, Session, SessionOptions};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 const N_LAYERS: usize = 3;
 
@@ -138,6 +140,54 @@ fn one_graph_at_one_place_serves_many_tokens() {
     session.decode(&[5; 20], Logits::Last).expect("read");
     session.decode(&[6], Logits::Last).expect("read");
     assert_ne!(session.graph_nodes(), first, "attention looks at the next 256 cells");
+}
+
+/// Nobody asks for logits of the others: their results stay in the cache.
+#[test]
+fn a_micro_batch_is_prepared_while_the_device_computes_the_one_before() {
+    let file = tiny_moe("q8_0", Stacked);
+    let device = stand_in(64 << 20);
+    for change in [|_: &mut PlacementOptions| (), |placement: &mut PlacementOptions| placement.n_cpu_moe = 2]
+    {
+        let model = load(&file.path, &on_device(device, change));
+        let tokens: Vec<u32> = (0..300).map(|i| 3 + i * 7 % 200).collect();
+        let new = || {
+            let options = SessionOptions { n_ubatch: 16, ..session_options() };
+            Session::new(&model, &options).expect("a session")
+        };
+        let mut waiting = new();
+        tokens.chunks(16).for_each(|chunk| waiting.decode(chunk, Logits::Last).expect("read"));
+        assert_eq!(waiting.n_prepared_ahead(), 0);
+        let mut ahead = new();
+        ahead.decode(&tokens, Logits::Last).expect("read");
+        assert_eq!((ahead.n_prepared_ahead(), ahead.n_past()), (18, 300));
+        assert_eq!(ahead.logits(0), waiting.logits(0));
+
+        let mut stopped = new();
+        let stop = stopped.stop_flag();
+        let mut n_stopped = 0;
+        for round in 0..40 {
+            stopped.truncate(0);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_micros(round * 200));
+                    stop.store(true, Ordering::Relaxed);
+                });
+                match stopped.decode(&tokens, Logits::Last) {
+                    Err(Error::Stopped) => n_stopped += 1,
+                    done => done.expect("read"),
+                }
+            });
+            stop.store(false, Ordering::Relaxed);
+            let n_read = stopped.n_past();
+            assert!(n_read == 300 || n_read % 16 == 0, "{n_read} tokens");
+            if n_read < 300 {
+                stopped.decode(&tokens[n_read..], Logits::Last).expect("read");
+            }
+            assert_eq!(stopped.logits(0), waiting.logits(0), "after {n_read} tokens");
+        }
+        assert!(n_stopped > 0);
+    }
 }
 
 /// Cells lie token by token on the device and head by head on the host.
