@@ -20,7 +20,7 @@
 //! `mul_mat_id` multiplies for every choice, so the device also does for experts that it doesn't have, with a slot that
 //! is in use, and the results are multiplied by zero. That costs no time: it happens when the CPU computes that very
 //! choice, which takes longer, as the device reads its memory faster by more than the number of choices. A token may so name a
-//! slot twice, which GPUs' kernels for batches don't expect: there each choice is a token of its own.
+//! slot twice, which many kernels of GPUs don't expect: for those each choice is a token of its own.
 
 use super::feed_forward::{Chosen, by_choice, project, sum_of_used};
 use crate::kernels::{self, Beside, Kernels, Stream};

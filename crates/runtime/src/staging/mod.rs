@@ -12,7 +12,8 @@
 //! first layer of a micro-batch is copied during the last of the one before.
 //!
 //! What has arrived may be worth more than the experts in the device's slots: before a stack is filled anew, such experts
-//! are copied to slots from there, without a byte from the host.
+//! are copied to slots from there, without a byte from the host. The pool that others are streamed through learns at
+//! the gates what was taken, so that decoding finds that in memory.
 //!
 //! Stacks belong to a session: with several of one model, each takes memory for its own and copies for itself. (The programs
 //! have one at a time.) Where that is too much, [`StageExperts::Never`](crate::StageExperts::Never) leaves a session without.
