@@ -114,7 +114,7 @@ fn measure(options: &Options, ty: TensorType, batch: usize, weights: &[Vec<u8>],
     for run in 0..=options.runs {
         for (i, times) in times.iter_mut().enumerate() {
             // Whoever comes later in a run must not find what the one before has fetched.
-            let copy = (run * 3 + i) % weights.len();
+            let copy = (run * (levels.len() + 2) + i) % weights.len();
             let start = thread_seconds();
             match levels.get(i) {
                 Some(&level) => {
