@@ -7,6 +7,8 @@ mod amx;
 mod blocks;
 mod floats;
 mod rows;
+#[cfg_attr(avx512, clippy::msrv = "1.89")]
+mod rows_short;
 #[cfg(avx512)]
 #[clippy::msrv = "1.89"]
 mod rows_vnni;
@@ -92,11 +94,9 @@ pub(crate) unsafe fn multiply(
     out: *mut f32,
 ) -> bool {
     macro_rules! kernels {
-        ($kernel:ident, $ty:ident) => {
+        ($rows:ident, $ty:ident) => {
             match (shape.n_acts, isa) {
-                (1, _) => rows::$kernel::<$ty, 1>(weights, activations, shape, out),
-                (2, _) => rows::$kernel::<$ty, 2>(weights, activations, shape, out),
-                (3, _) => rows::$kernel::<$ty, 3>(weights, activations, shape, out),
+                (1..=3, _) => $rows::multiply::<$ty>(isa, weights, activations, shape, out),
                 (_, Isa::Avx2) => tiles::multiply::<$ty, { tiles::AVX2 }>(weights, activations, shape, out),
                 #[cfg(avx512)]
                 (_, Isa::AvxVnni) => {
@@ -118,18 +118,18 @@ pub(crate) unsafe fn multiply(
             return true;
         }
         match ty {
-            TensorType::Q2_K => kernels!(long, Q2_K),
-            TensorType::Q3_K => kernels!(long, Q3_K),
-            TensorType::Q4_K => kernels!(long, Q4_K),
-            TensorType::Q5_K => kernels!(long, Q5_K),
-            TensorType::Q6_K => kernels!(long, Q6_K),
-            TensorType::IQ4_XS => kernels!(long, IQ4_XS),
-            TensorType::Q4_0 => kernels!(short, Q4_0),
-            TensorType::Q4_1 => kernels!(short, Q4_1),
-            TensorType::Q5_0 => kernels!(short, Q5_0),
-            TensorType::Q5_1 => kernels!(short, Q5_1),
-            TensorType::IQ4_NL => kernels!(short, IQ4_NL),
-            TensorType::Q8_0 => kernels!(short, Q8_0),
+            TensorType::Q2_K => kernels!(rows, Q2_K),
+            TensorType::Q3_K => kernels!(rows, Q3_K),
+            TensorType::Q4_K => kernels!(rows, Q4_K),
+            TensorType::Q5_K => kernels!(rows, Q5_K),
+            TensorType::Q6_K => kernels!(rows, Q6_K),
+            TensorType::IQ4_XS => kernels!(rows, IQ4_XS),
+            TensorType::Q4_0 => kernels!(rows_short, Q4_0),
+            TensorType::Q4_1 => kernels!(rows_short, Q4_1),
+            TensorType::Q5_0 => kernels!(rows_short, Q5_0),
+            TensorType::Q5_1 => kernels!(rows_short, Q5_1),
+            TensorType::IQ4_NL => kernels!(rows_short, IQ4_NL),
+            TensorType::Q8_0 => kernels!(rows_short, Q8_0),
             TensorType::F32 => floats::multiply::<F32>(weights, activations, shape, out),
             TensorType::F16 => floats::multiply::<F16>(weights, activations, shape, out),
             TensorType::BF16 => floats::multiply::<BF16>(weights, activations, shape, out),

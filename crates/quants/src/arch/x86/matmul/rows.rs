@@ -4,23 +4,56 @@
 //! added across at once, so that the float arithmetic works on eight rows in one vector too.
 
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
-use super::blocks::{float_scales, load, prefetch, quants, row_scales, scale_at, short_quants, traits};
-use crate::matmul::{LONG, LONG_SUMS, Layout, SHORT, Shape};
+use super::Isa;
+use super::blocks::{float_scales, load, prefetch, quants, row_scales, scale_at, traits};
+use crate::matmul::{LONG, LONG_SUMS, Layout, Shape};
 
 /// Rows of weights that are worked on together.
 pub(crate) const GROUP: usize = 8;
-/// Bytes to fetch ahead of each row.
-pub(super) const AHEAD: usize = 2048;
 
-/// The sums across each of the eight vectors.
+/// Bytes to fetch ahead of each row.
+///
+/// Rows of a group often lie a multiple of 4 KiB apart, where all eight streams share the same places of the first cache:
+/// in eight ways nothing is left for what is being used, so that far less may wait there.
+pub(super) fn ahead() -> usize {
+    static AHEAD: OnceLock<usize> = OnceLock::new();
+    *AHEAD.get_or_init(|| if first_cache_ways() > GROUP { 2048 } else { 384 })
+}
+
+/// Ways of the first data cache; 8, the usual number, where the processor doesn't say.
+#[allow(unused_unsafe, reason = "the instruction is safe in newer Rust")]
+fn first_cache_ways() -> usize {
+    const DATA: u32 = 1;
+    // Intel's leaf and AMD's, which describe caches alike.
+    for (first, leaf) in [(0, 4), (0x8000_0000, 0x8000_001D)] {
+        // SAFETY: every processor of x86-64 has the instruction.
+        let (last, cache) = unsafe { (__get_cpuid_max(first).0, __cpuid_count(leaf, 0)) };
+        if leaf <= last && cache.eax & 0x1F == DATA {
+            return (cache.ebx >> 22) as usize + 1;
+        }
+    }
+    8
+}
+
+/// The sums across each of the eight vectors. A blend and a shuffle halve two of them at once, where `hadd` is two shuffles.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sums_across(v: &[__m256i; 8]) -> __m256i {
-    let (a, b) = (_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    let (c, d) = (_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    let (a, b) = (_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31))
+pub(super) fn sums_across(v: &[__m256i; 8]) -> __m256i {
+    let mut twos = [_mm256_setzero_si256(); 4];
+    for i in 0..4 {
+        let (a, b) = (v[2 * i], v[2 * i + 1]);
+        twos[i] = _mm256_add_epi32(_mm256_blend_epi32(a, b, 0b1100_1100), _mm256_alignr_epi8(b, a, 8));
+    }
+    let mut ones = [_mm256_setzero_si256(); 2];
+    for i in 0..2 {
+        let (a, b) = (_mm256_castsi256_ps(twos[2 * i]), _mm256_castsi256_ps(twos[2 * i + 1]));
+        let (even, odd) = (_mm256_shuffle_ps(a, b, 0b10_00_10_00), _mm256_shuffle_ps(a, b, 0b11_01_11_01));
+        ones[i] = _mm256_add_epi32(_mm256_castps_si256(even), _mm256_castps_si256(odd));
+    }
+    let [a, b] = ones;
+    _mm256_add_epi32(_mm256_blend_epi32(a, b, 0b1111_0000), _mm256_permute2x128_si256(a, b, 0x21))
 }
 
 /// The sums across each of the eight lower halves.
@@ -137,20 +170,44 @@ pub(super) fn scaled<const TY: u32>(
     _mm256_fnmadd_ps(_mm256_mul_ps(dmin, scale), msum, dots)
 }
 
+/// One, two or three rows of activations times all rows of weights, in super-blocks of 256; with AVX2 whatever the set.
+///
+/// # Safety
+///
+/// The processor must have the instruction set, and `weights`, `activations` and `out` be as large as the shape says.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn multiply<const TY: u32>(
+    _isa: Isa,
+    weights: *const u8,
+    activations: *const u8,
+    shape: &Shape,
+    out: *mut f32,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match shape.n_acts {
+            1 => long::<TY, 1>(weights, activations, shape, out),
+            2 => long::<TY, 2>(weights, activations, shape, out),
+            3 => long::<TY, 3>(weights, activations, shape, out),
+            n => unreachable!("{n} rows of activations"),
+        }
+    }
+}
+
 /// `N` rows of activations times all rows of weights, in super-blocks of 256.
 ///
 /// # Safety
 ///
 /// `weights`, `activations` and `out` must be as large as the shape says, for `N` rows of activations.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn long<const TY: u32, const N: usize>(
+unsafe fn long<const TY: u32, const N: usize>(
     weights: *const u8,
     activations: *const u8,
     shape: &Shape,
     out: *mut f32,
 ) {
     let traits = const { traits(TY) };
-    let n_blocks = shape.n_cols / LONG;
+    let (n_blocks, ahead) = (shape.n_cols / LONG, ahead());
     // SAFETY: all offsets lie within rows of the shape.
     unsafe {
         for group in Group::of(shape.n_rows) {
@@ -160,7 +217,7 @@ pub(crate) unsafe fn long<const TY: u32, const N: usize>(
                 let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
                 let mut msums = [[_mm256_setzero_si256(); GROUP]; N];
                 for r in 0..GROUP {
-                    prefetch(blocks[r].wrapping_add(AHEAD), traits.block_bytes);
+                    prefetch(blocks[r].wrapping_add(ahead), traits.block_bytes);
                     let quants = quants::<TY>(blocks[r]);
                     let factors = row_scales::<TY>(blocks[r]);
                     for n in 0..N {
@@ -218,68 +275,19 @@ unsafe fn long_sum<const TY: u32>(quants: &[__m256i; 8], scales: __m256i, activa
     isum
 }
 
-/// `N` rows of activations times all rows of weights, in blocks of 32.
-///
-/// # Safety
-///
-/// `weights`, `activations` and `out` must be as large as the shape says, for `N` rows of activations.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn short<const TY: u32, const N: usize>(
-    weights: *const u8,
-    activations: *const u8,
-    shape: &Shape,
-    out: *mut f32,
-) {
-    let traits = const { traits(TY) };
-    let n_blocks = shape.n_cols / SHORT;
-    let ones = _mm256_set1_epi16(1);
-    // SAFETY: all offsets lie within rows of the shape.
-    unsafe {
-        for group in Group::of(shape.n_rows) {
-            let mut blocks = group.starts(weights, shape.row_bytes);
-            let mut dots = [_mm256_setzero_ps(); N];
-            for b in 0..n_blocks {
-                let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
-                for r in 0..GROUP {
-                    prefetch(blocks[r].wrapping_add(AHEAD), traits.block_bytes);
-                    let mut quants = short_quants::<TY>(blocks[r]);
-                    if traits.offset != 0 {
-                        quants = _mm256_sub_epi8(quants, _mm256_set1_epi8(traits.offset as i8));
-                    }
-                    let magnitudes = _mm256_abs_epi8(quants);
-                    for n in 0..N {
-                        let x = load(activations.add(n * shape.layout.row_bytes + b * SHORT));
-                        let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, quants));
-                        isums[n][r] = _mm256_madd_epi16(products, ones);
-                    }
-                }
-                let (d, m) = float_scales::<TY>(&blocks);
-                for n in 0..N {
-                    let scale = activations.add(n * shape.layout.row_bytes + shape.layout.scales + 4 * b);
-                    let scale = _mm256_set1_ps(scale.cast::<f32>().read_unaligned());
-                    let isum = _mm256_cvtepi32_ps(sums_across(&isums[n]));
-                    dots[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), isum, dots[n]);
-                    if traits.minima {
-                        let sums = activations.add(n * shape.layout.row_bytes + shape.layout.sums);
-                        let sum = f32::from(sums.cast::<i16>().add(b).read_unaligned());
-                        let m = _mm256_mul_ps(m, scale);
-                        dots[n] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), dots[n]);
-                    }
-                }
-                for block in &mut blocks {
-                    *block = block.wrapping_add(traits.block_bytes);
-                }
-            }
-            for n in 0..N {
-                group.store(out.add(n * shape.out_stride), dots[n]);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{GROUP, Group};
+    use super::{GROUP, Group, first_cache_ways};
+
+    #[test]
+    fn the_first_cache_has_the_ways_that_linux_says() {
+        let cache = std::path::Path::new("/sys/devices/system/cpu/cpu0/cache/index0");
+        let read = |name: &str| std::fs::read_to_string(cache.join(name)).unwrap_or_default();
+        // Other systems don't say, nor do some virtual machines.
+        if read("level").trim() == "1" && read("type").trim() == "Data" {
+            assert_eq!(read("ways_of_associativity").trim(), first_cache_ways().to_string());
+        }
+    }
 
     #[test]
     fn groups_take_each_row_once() {

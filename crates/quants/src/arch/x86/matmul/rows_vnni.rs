@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::blocks::{
     Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, float_scales, load, prefetch, row_scales, scale_at, traits,
 };
-use super::rows::{AHEAD, GROUP, Group, mins_times_sums, scaled};
+use super::rows::{GROUP, Group, ahead, mins_times_sums, scaled};
 use crate::TensorType;
 use crate::matmul::{LONG, Shape};
 
@@ -157,7 +157,7 @@ unsafe fn long<const TY: u32, const N: usize>(
 ) {
     let traits = const { traits(TY) };
     let runs = const { runs(TY) };
-    let n_blocks = shape.n_cols / LONG;
+    let (n_blocks, ahead) = (shape.n_cols / LONG, ahead());
     // Which 16 bits of the scales go with each 32 columns; both layouts of scales have them in the same places.
     let which = runs.map(|[a, b]| {
         let both = |run: usize| _mm256_set1_epi16(scale_at(TY, run));
@@ -180,7 +180,7 @@ unsafe fn long<const TY: u32, const N: usize>(
                 let mut isums = [[_mm256_setzero_si256(); GROUP]; N];
                 let mut msums = [[_mm256_setzero_si256(); GROUP]; N];
                 for r in 0..GROUP {
-                    prefetch(blocks[r].wrapping_add(AHEAD), traits.block_bytes);
+                    prefetch(blocks[r].wrapping_add(ahead), traits.block_bytes);
                     let quants = quants::<TY>(blocks[r]);
                     let factors = row_scales::<TY>(blocks[r]);
                     let spread = _mm512_broadcast_i64x4(factors.scales);

@@ -53,7 +53,7 @@ const fn groups(isa: u32) -> usize {
 }
 
 /// Whether products are those of VNNI, of an unsigned byte with a signed one in 32 bits.
-const fn has_vnni(isa: u32) -> bool {
+pub(super) const fn has_vnni(isa: u32) -> bool {
     match isa {
         #[cfg(avx512)]
         AVX_VNNI | AVX512_VNNI => true,
@@ -461,7 +461,7 @@ pub(super) unsafe fn unpack_short<const TY: u32, const ISA: u32>(
 /// Quants as the instruction set multiplies them: VNNI takes unsigned ones only.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn for_products<const TY: u32, const ISA: u32>(quants: __m256i) -> __m256i {
+pub(super) fn for_products<const TY: u32, const ISA: u32>(quants: __m256i) -> __m256i {
     if const { has_vnni(ISA) && traits(TY).wide() } {
         _mm256_xor_si256(quants, _mm256_set1_epi8(WIDE_OFFSET as u8 as i8))
     } else {
