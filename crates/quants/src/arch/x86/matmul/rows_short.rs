@@ -132,6 +132,7 @@ const fn offset<const TY: u32, const ISA: u32>() -> i16 {
 ///
 /// The processor must have what `ISA` stands for, which is one of VNNI's.
 #[inline(always)]
+#[allow(unused_variables, reason = "without AVX-512")]
 unsafe fn fours<const ISA: u32>(sums: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
     // SAFETY: as promised by the caller.
     unsafe {
