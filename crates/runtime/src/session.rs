@@ -348,47 +348,10 @@ impl Session {
         n_outputs: usize,
         observer: Option<Observer<'_>>,
     ) -> Result<(), Error> {
-        let n_past = self.n_past + self.n_under_way;
-        let n_kv = (n_past + tokens.len()).next_multiple_of(KV_STEP).min(self.n_ctx);
-        let flash_attention = self.options.flash_attention;
-        let routing = self.routing.is_some();
-        let tapped = observer.is_some();
-        if tapped && self.model.expert_pool().is_some() {
-            return Err(Error::Option {
-                option: "--expert-pool",
-                found: "a run that looks at the inputs of all matrix products".to_owned(),
-                expected: "a model in memory: ggml's kernels compute then".to_owned(),
-            });
-        }
-        // Inputs of products that are fused into one node would never be seen.
         let n_tokens = tokens.len();
-        let batches =
-            Batches { model: &self.model, options: &self.options, has_staging: self.staging().is_some() };
-        let kernels = if tapped { Kernels::Ggml } else { batches.kernels(n_tokens) };
-        let by_slots = !tapped && batches.use_slots(n_tokens);
-        let staging = self.staging().filter(|_| !tapped && batches.are_staged(n_tokens));
-        let staged = staging.map(Staging::order);
-        let goes_on = batches.are_staged(n_after.min(self.options.n_ubatch as usize));
-        let shape = BatchShape {
-            n_tokens,
-            n_kv,
-            n_outputs,
-            flash_attention,
-            kernels,
-            routing,
-            tapped,
-            by_slots,
-            staged,
-        };
-        let reusable = self.current.take().filter(|current| current.shape == shape);
-        let current = match reusable {
-            Some(current) => current,
-            None => {
-                let built = graph::build(&self.model, &self.cache, shape, self.staging(), &self.embeddings);
-                self.scheduler.allocate(&built.graph)?;
-                built
-            }
-        };
+        let shape = self.shape(n_tokens, n_outputs, observer.is_some())?;
+        let goes_on = self.batches().are_staged(n_after.min(self.options.n_ubatch as usize));
+        let current = self.graph_of(shape)?;
         // Only now may anything be written that is computed with.
         self.n_prepared_ahead += usize::from(self.n_under_way > 0);
         self.settle()?;
@@ -403,13 +366,13 @@ impl Session {
         let model = Arc::clone(&self.model);
         // Whoever waits for another session's turn must not keep experts from moving meanwhile.
         let turn = model.expert_pool().map(|pool| pool.begin(Arc::clone(&self.stop)));
-        let slots = model.slots().map(|slots| (slots, slots.begin(by_slots)));
-        let staging = ready(&self.staging).filter(|_| staged.is_some());
+        let slots = model.slots().map(|slots| (slots, slots.begin(shape.by_slots)));
+        let staging = ready(&self.staging).filter(|_| shape.staged.is_some());
         if let Some(staging) = staging {
             staging.begin(current.n_staged, goes_on);
         }
         self.fill_inputs(&current, &rows);
-        let has_results = current.logits.is_some() || routing || tapped || slots.is_some();
+        let has_results = current.logits.is_some() || shape.routing || shape.tapped || slots.is_some();
         let is_on_devices = !model.placement().devices().is_empty() && turn.is_none() && staging.is_none();
         if n_after > 0 && is_on_devices && !has_results {
             self.scheduler.start(&current.graph).map_err(stopped)?;
@@ -417,8 +380,7 @@ impl Session {
             self.current = Some(current);
             return Ok(());
         }
-        let few_logits = current.logits.as_ref().filter(|logits| logits.n_bytes() <= MOST_FETCHED_BYTES);
-        let results: Vec<Tensor> = current.choices.iter().chain(few_logits).cloned().collect();
+        let results: Vec<Tensor> = current.choices.iter().chain(fetched_logits(&current)).cloned().collect();
         let done = match observer {
             None => self.scheduler.compute_and_fetch(&current.graph, &results),
             Some(observer) => {
@@ -435,24 +397,73 @@ impl Session {
         copied?;
         done.map_err(stopped)?;
         self.n_past += n_tokens;
-        if few_logits.is_some() {
+        self.keep_results(&current);
+        if let Some((slots, running)) = slots {
+            for index in 0..current.choices.len() {
+                slots.observe(index, self.scheduler.result(index), shape.by_slots);
+            }
+            drop(running);
+        }
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// What decides how batches are computed.
+    fn batches(&self) -> Batches<'_> {
+        Batches { model: &self.model, options: &self.options, has_staging: self.staging().is_some() }
+    }
+
+    /// The shape of the graph for the next `n_tokens`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where inputs of products are to be `tapped` and experts are streamed.
+    fn shape(&self, n_tokens: usize, n_outputs: usize, tapped: bool) -> Result<BatchShape, Error> {
+        if tapped && self.model.expert_pool().is_some() {
+            return Err(Error::Option {
+                option: "--expert-pool",
+                found: "a run that looks at the inputs of all matrix products".to_owned(),
+                expected: "a model in memory: ggml's kernels compute then".to_owned(),
+            });
+        }
+        let batches = self.batches();
+        let n_cells = self.n_past + self.n_under_way + n_tokens;
+        let staging = self.staging().filter(|_| !tapped && batches.are_staged(n_tokens));
+        Ok(BatchShape {
+            n_tokens,
+            n_kv: n_cells.next_multiple_of(KV_STEP).min(self.n_ctx),
+            n_outputs,
+            flash_attention: self.options.flash_attention,
+            // Inputs of products that are fused into one node would never be seen.
+            kernels: if tapped { Kernels::Ggml } else { batches.kernels(n_tokens) },
+            routing: self.routing.is_some(),
+            tapped,
+            by_slots: !tapped && batches.use_slots(n_tokens),
+            staged: staging.map(Staging::order),
+        })
+    }
+
+    /// The graph of the last micro-batch where it has this shape, else a new one that has its memory.
+    fn graph_of(&mut self, shape: BatchShape) -> Result<BatchGraph, Error> {
+        if let Some(current) = self.current.take().filter(|current| current.shape == shape) {
+            return Ok(current);
+        }
+        let built = graph::build(&self.model, &self.cache, shape, self.staging(), &self.embeddings);
+        self.scheduler.allocate(&built.graph)?;
+        Ok(built)
+    }
+
+    /// Appends the logits that were computed, and what the routers decided.
+    fn keep_results(&mut self, current: &BatchGraph) {
+        if fetched_logits(current).is_some() {
             self.logits.extend_from_slice(self.scheduler.result(current.choices.len()));
         } else if let Some(logits) = &current.logits {
             let start = self.logits.len();
             self.logits.resize(start + logits.n_elements(), 0.0);
             logits.read_values(0, &mut self.logits[start..]);
         }
-        if let Some((slots, running)) = slots {
-            for index in 0..current.choices.len() {
-                slots.observe(index, self.scheduler.result(index), by_slots);
-            }
-            drop(running);
-        }
         if let Some(record) = &mut self.routing {
             record.extend(current.routing.iter().map(LayerRouting::read));
         }
-        self.current = Some(current);
-        Ok(())
     }
 
     fn staging(&self) -> Option<&Staging> {
@@ -619,6 +630,11 @@ impl Session {
     pub fn n_splits(&self) -> usize {
         self.scheduler.n_splits()
     }
+}
+
+/// The logits, where they are few enough to be fetched behind the computation.
+fn fetched_logits(current: &BatchGraph) -> Option<&Tensor> {
+    current.logits.as_ref().filter(|logits| logits.n_bytes() <= MOST_FETCHED_BYTES)
 }
 
 /// What an error of ggml's means here.

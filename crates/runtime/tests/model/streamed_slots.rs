@@ -272,7 +272,10 @@ fn what_can_not_be_is_refused_with_what_is_needed() {
 
     let device = stand_in(64 << 20);
     let error = refused(&file.path, &streamed(&on_device(device, slots(3)), 1)).to_string();
-    assert!(error.contains("1 bytes") && error.contains("needs at least"), "{error}");
+    assert!(
+        error.contains("--expert-pool") && error.contains("found 1 bytes") && error.contains("at least"),
+        "{error}"
+    );
     let rule = regex::Regex::new(r"blk\.1\.ffn_down").expect("a regex");
     let apart = on_device(device, |p| {
         p.cpu_moe = true;

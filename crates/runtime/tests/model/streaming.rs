@@ -126,7 +126,10 @@ fn a_stopped_session_says_so_and_goes_on() {
 fn what_can_not_be_streamed_is_refused() {
     let file = tiny_moe("q4_k", Stacked);
     let error = Model::load(&file.path, &streaming(1), &mut ()).err().expect("too small").to_string();
-    assert!(error.contains("1 bytes") && error.contains("needs at least"), "{error}");
+    assert!(
+        error.contains("--expert-pool") && error.contains("found 1 bytes") && error.contains("at least"),
+        "{error}"
+    );
     let ggml = ModelOptions { kernels: Some(Kernels::Ggml), ..streaming(1 << 30) };
     let error = Model::load(&file.path, &ggml, &mut ()).err().expect("ggml's kernels").to_string();
     assert!(error.contains("--kernels bruce"), "{error}");
