@@ -5,8 +5,8 @@
 //! and its memory leave for reading. Disks of virtual machines change from second to second: short samples are taken
 //! between other measurements, and their median counts.
 
+use crate::Error;
 use crate::model::expert_sources;
-use crate::{Error, memory};
 use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, Readers};
 use gguf::{Gguf, TensorInfo};
 use model_spec::TensorId;
@@ -19,11 +19,9 @@ const MAX_TIME: Duration = Duration::from_millis(500);
 /// Experts that are read one after the other lie so many apart in the file: they don't ride on one another.
 const STRIDE: usize = 5;
 /// Memory that is read into, besides the least that a pool has: room for as many reads at once as the pool of a model has, and
-/// where this part of what is free allows, enough that it doesn't matter where it lies. A few large pages were seen to be
-/// read into at 2.0 to 2.6 GB/s from one start of the program to the next, 128 MiB of them always at 2.4 to 2.6.
+/// no more than makes it all the same where it lies.
 const MIN_BYTES: u64 = 16 << 20;
 const MAX_BYTES: u64 = 128 << 20;
-const PART_OF_FREE: u64 = 8;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,16 +43,17 @@ pub struct FileMeter {
 
 impl FileMeter {
     /// A meter for the experts of a model, read by `readers`, which has taken a first sample; `None` where it has none.
+    /// It takes some 30 MiB of memory, and up to five times as much of `room_bytes`: a few large pages were seen to be read into
+    /// at 2.0 to 2.6 GB/s from one start of the program to the next, 140 MiB always at 2.4 to 2.6.
     ///
     /// # Errors
     /// [`Error::ExpertPool`] where they can't be read, or there is no memory for a few MiB of them.
-    pub fn of_model(gguf: &Gguf, readers: Readers) -> Result<Option<FileMeter>, Error> {
+    pub fn of_model(gguf: &Gguf, readers: Readers, room_bytes: u64) -> Result<Option<FileMeter>, Error> {
         let experts = experts(gguf);
         if experts.is_empty() {
             return Ok(None);
         }
-        let free_bytes = memory::available_bytes().unwrap_or(u64::MAX);
-        let more_bytes = (free_bytes / PART_OF_FREE).clamp(MIN_BYTES, MAX_BYTES);
+        let more_bytes = room_bytes.clamp(MIN_BYTES, MAX_BYTES);
         let size_bytes = Pool::least_bytes(&experts, readers) + more_bytes;
         let pool = Pool::new(Files::open(gguf.parts())?, &experts, Options { size_bytes, readers })?;
         let mut meter = FileMeter { pool, n_experts: experts.len(), next: 0, samples: Vec::new() };
@@ -174,7 +173,7 @@ mod tests {
             [("blk.0.ffn_gate_exps.weight", &[256, 512, 4]), ("blk.0.ffn_down_exps.weight", &[512, 256, 4])];
         let both = file(&directory.path().join("both"), &both);
         for (gguf, n_experts) in [(&one, 1), (&both, 2)] {
-            let meter = FileMeter::of_model(gguf, Readers::Auto).expect("it can be read");
+            let meter = FileMeter::of_model(gguf, Readers::Auto, 0).expect("it can be read");
             let mut meter = meter.expect("it has experts");
             assert_eq!(meter.n_experts, n_experts);
             meter.sample().expect("read again");
@@ -183,7 +182,7 @@ mod tests {
             assert_eq!(meter.rate().bytes_per_second, meter.samples[0]);
         }
         let dense = file(&directory.path().join("dense"), &[("blk.0.ffn_up.weight", &[32, 4])]);
-        assert!(FileMeter::of_model(&dense, Readers::Auto).expect("nothing to read").is_none());
+        assert!(FileMeter::of_model(&dense, Readers::Auto, 0).expect("nothing to read").is_none());
     }
 
     #[test]
@@ -192,7 +191,8 @@ mod tests {
         let path = directory.path().join("file");
         let gguf = file(&path, &[("blk.0.ffn_up_exps.weight", &[256, 512, 4])]);
         std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(8192)).expect("cut");
-        let error = FileMeter::of_model(&gguf, Readers::Auto).err().expect("it ends too early").to_string();
+        let error =
+            FileMeter::of_model(&gguf, Readers::Auto, 0).err().expect("it ends too early").to_string();
         assert!(error.contains("blk.0.ffn_up_exps.weight") && error.contains("truncated"), "{error}");
     }
 

@@ -66,7 +66,7 @@ impl Rates {
         // What is mapped is measured where it lies: how fast that is read depends on the pages it happens to be in.
         let fits = gguf.tensors().iter().map(|t| t.size).sum::<u64>() <= survey.memory_bytes;
         let is_mapped = model.use_mmap && model.expert_pool_bytes.is_none() && layouts.is_empty() && fits;
-        let mut meter = FileMeter::of_model(gguf, model.expert_readers)?;
+        let mut meter = FileMeter::of_model(gguf, model.expert_readers, survey.memory_bytes / 8)?;
         let multiplier = |device, room_bytes| {
             Multiplier::new(device, survey.kernels, session.n_threads, room_bytes, token_bytes)
         };

@@ -23,7 +23,8 @@ impl Disk {
     /// # Errors
     /// Where it can't be read.
     pub fn new(gguf: &Gguf, readers: StreamReaders) -> Result<Option<Disk>, Error> {
-        Ok(FileMeter::of_model(gguf, readers)?.map(Disk))
+        // The model has taken what it may, or will.
+        Ok(FileMeter::of_model(gguf, readers, 0)?.map(Disk))
     }
 
     /// Takes a few samples, and forgets those that were taken before the last call.
