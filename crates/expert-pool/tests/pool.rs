@@ -249,19 +249,18 @@ fn a_pool_for_everything_reads_once() {
     }
 }
 
-/// Sweeping again and again over more than fits is what a list by last use can do nothing with.
 #[test]
 fn what_is_forgotten_is_read_again_but_for_what_somebody_holds() {
     for readers in every_kind() {
         let pool = pool(&Disk::good(), readers, Pool::all_bytes(&layers()), false);
-        let missed = || {
+        let read = || {
             let before = pool.statistics();
             assert!(turn(&pool, &[0, 2], 1, 2).expect("read"));
-            pool.statistics().since(&before).missed_bytes
+            pool.statistics().since(&before).read_bytes
         };
-        let (first, second) = (missed(), missed());
+        let (first, second) = (read(), read());
         pool.clear();
-        assert!(first > 0 && second == 0 && missed() == first, "{readers}: {first}, {second}");
+        assert!(first > 0 && second == 0 && read() == first, "{readers}: {first}, {second}");
 
         let begun = pool.begin(Arc::default());
         let pass = pool.enter(0, &[(0, 1)], 1, [usize::MAX; 2], &[]);
@@ -273,6 +272,7 @@ fn what_is_forgotten_is_read_again_but_for_what_somebody_holds() {
     }
 }
 
+/// Sweeping again and again over more than fits is what a list by last use can do nothing with.
 #[test]
 fn sweeps_find_what_the_pool_can_keep() {
     let all = Pool::all_bytes(&layers());
