@@ -65,7 +65,7 @@ fn every_placement_predicts_what_the_cpu_does() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = folder.path().join("base");
     let plain = ["--kernels", "bruce", "--no-repack"];
-    save(bruce_run(), &model, &base, &[&plain[..], &["-dev", "none"]].concat());
+    save(launched(), &model, &base, &[&plain[..], &["-dev", "none"]].concat());
     let half = (fs::metadata(&model).expect("a model").len() / 2).to_string();
     let places: [&[&str]; 10] = [
         &["-ngl", "all"],
@@ -138,7 +138,7 @@ fn every_type_is_multiplied_as_the_cpu_does() {
             .args(["-q", name, "--force", "--quiet", "-o"])
             .arg(&model);
         succeed(&mut quantize);
-        save(bruce_run(), &model, &base, &["-dev", "none", "--kernels", "bruce"]);
+        save(launched(), &model, &base, &["-dev", "none", "--kernels", "bruce"]);
         for tokens in ["64", "1"] {
             let found = divergence(&gpu, &model, &base, &["-ngl", "all", "-ub", tokens]);
             assert!(found.abs() < NEAR, "{name}, {tokens} tokens at once: {found}");
@@ -168,7 +168,7 @@ fn answers_are_those_of_the_cpu_for_a_while() {
         command.arg(&model).args(["-p", "In the beginning", "-no-cnv", "-n", "8", "--temp", "0"]).args(flags);
         succeed(&mut command)
     };
-    let expected = ask(bruce_run(), &["-dev", "none"]);
+    let expected = ask(launched(), &["-dev", "none"]);
     for place in [&["-cmoe"][..], &["--expert-slots", "2"], &[]] {
         let flags = [&["-dev", &gpu, "-ngl", "all"][..], place].concat();
         assert_eq!(ask(launched(), &flags), expected, "{place:?}");
