@@ -173,6 +173,11 @@ impl TensorId {
         }
     }
 
+    /// Whether it holds a projection of experts: of one, or of all of a layer in a stack.
+    pub fn is_expert(&self) -> bool {
+        self.expert.is_some() || self.role.unstacked().is_some()
+    }
+
     /// The tensor that a GGUF name means; `None` for names that are not of this architecture.
     ///
     /// Only the canonical spelling is taken (`blk.01.` is not), so `name` gives the same text back.

@@ -101,7 +101,7 @@ impl Recipe<'_> {
     /// The type by role and layer alone, before the row length is looked at.
     fn preferred(&self, id: &TensorId, default: TensorType, n_cols: u64, counts: &mut Counts) -> TensorType {
         let layer = id.layer.unwrap_or(0);
-        let is_expert = self.hparams.n_expert > 1 && (id.expert.is_some() || id.role.unstacked().is_some());
+        let is_expert = self.hparams.n_expert > 1 && id.is_expert();
         // With experts, the layer comes from the tensor's name.
         let of_ffn = |count: &mut Count| {
             let counted = count.next(layer);

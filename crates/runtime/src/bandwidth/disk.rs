@@ -109,10 +109,7 @@ impl FileMeter {
 /// What is read as experts: all matrices of the largest kind that experts have, by threes. Files are not checked yet when a plan
 /// is made, so what can't be such a matrix is left out.
 fn experts(gguf: &Gguf) -> Vec<LayerSource> {
-    let is_expert = |tensor: &&TensorInfo| {
-        let id = TensorId::parse(&tensor.name);
-        id.is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
-    };
+    let is_expert = |tensor: &&TensorInfo| TensorId::parse(&tensor.name).is_some_and(|id| id.is_expert());
     let n_experts = |tensor: &TensorInfo| tensor.ne.get(2).copied().unwrap_or(1);
     let shape = |tensor: &TensorInfo| (tensor.ty, tensor.ne.get(..2).map(<[u64]>::to_vec));
     let has_rows = |tensor: &&TensorInfo| {

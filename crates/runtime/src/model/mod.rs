@@ -326,8 +326,7 @@ impl Model {
             if id.role == TensorRole::TokenEmbd && !tied {
                 continue;
             }
-            let by_expert = id.expert.is_some() || id.role.unstacked().is_some();
-            let (part, of) = if by_expert {
+            let (part, of) = if id.is_expert() {
                 (u64::from(self.n_expert_used), u64::from(self.hparams.n_expert.max(1)))
             } else {
                 (1, 1)

@@ -8,8 +8,7 @@ use crate::residency::budget::crossover;
 use crate::session::SessionOptions;
 use crate::{Error, Kernels};
 use ggml::{Device, DeviceKind};
-use gguf::{Gguf, TensorInfo};
-use model_spec::TensorId;
+use gguf::Gguf;
 
 /// From how many tokens on a batch has experts staged, and what that follows from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +42,7 @@ impl Plan {
             return Ok(());
         };
         let survey = Survey::new(gguf, model, &super::Budget::default())?;
-        let experts = gguf.tensors().iter().filter(|tensor| is_expert(tensor));
+        let experts = gguf.tensors().iter().filter(|tensor| super::is_expert(&tensor.name));
         let (Some(first), Some(largest)) = (survey.devices.first(), experts.max_by_key(|tensor| tensor.size))
         else {
             return Ok(());
@@ -77,8 +76,4 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-fn is_expert(tensor: &TensorInfo) -> bool {
-    super::is_expert(&tensor.name) && TensorId::parse(&tensor.name).is_some()
 }

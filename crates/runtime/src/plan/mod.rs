@@ -289,7 +289,7 @@ fn can_stream(gguf: &Gguf, model: &ModelOptions) -> bool {
 }
 
 fn is_expert(name: &str) -> bool {
-    TensorId::parse(name).is_some_and(|id| id.expert.is_some() || id.role.unstacked().is_some())
+    TensorId::parse(name).is_some_and(|id| id.is_expert())
 }
 
 fn places_experts_by_name(gguf: &Gguf, model: &ModelOptions) -> bool {

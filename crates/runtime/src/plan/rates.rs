@@ -37,7 +37,7 @@ impl Rates {
     pub const UNKNOWN: Rates = Rates {
         device: 1.0,
         memory: 1.0,
-        disk: Disk { bytes_per_second: 1.0, share_beside: 1.0, memory_share_beside: 1.0 },
+        disk: Disk::apart(1.0),
         is_file_direct: false,
         seconds_per_token: 0.0,
     };
@@ -143,13 +143,12 @@ fn kinds<'a>(gguf: &'a Gguf, demand: &Demand) -> Vec<Kind<'a>> {
     let mut total = 0.0;
     for tensor in gguf.tensors() {
         let Some(id) = TensorId::parse(&tensor.name) else { continue };
-        let by_expert = id.expert.is_some() || id.role.unstacked().is_some();
         let is_table = id.role == TensorRole::TokenEmbd && !demand.is_tied;
         if is_table || tensor.ne.iter().filter(|n| **n > 1).count() < 2 {
             continue;
         }
         let share =
-            if by_expert { f64::from(demand.n_used) / f64::from(demand.n_expert.max(1)) } else { 1.0 };
+            if id.is_expert() { f64::from(demand.n_used) / f64::from(demand.n_expert.max(1)) } else { 1.0 };
         let bytes = tensor.size as f64 * share;
         total += bytes;
         match kinds.iter_mut().find(|kind| kind.ty == tensor.ty) {

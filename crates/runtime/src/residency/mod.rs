@@ -177,7 +177,7 @@ impl Placement {
             return size;
         }
         let in_slots = id.layer.and_then(|layer| self.slots.get(layer as usize));
-        let Some(in_slots) = in_slots.filter(|_| is_expert(id)) else { return 0 };
+        let Some(in_slots) = in_slots.filter(|_| id.is_expert()) else { return 0 };
         match id.expert {
             Some(expert) => size * u64::from(in_slots.contains(&expert)),
             None => size / u64::from(self.n_expert.max(1)) * in_slots.len() as u64,
@@ -190,7 +190,7 @@ impl Placement {
 
     fn stays_on_host(&self, id: &TensorId) -> bool {
         id.role == TensorRole::TokenEmbd
-            || (is_expert(id) && id.layer.is_some_and(|l| l < self.host_experts_below || self.has_misses(l)))
+            || (id.is_expert() && id.layer.is_some_and(|l| l < self.host_experts_below || self.has_misses(l)))
     }
 
     /// Whether the layer's device, if it has one, is to hold some of its experts only.
@@ -236,10 +236,6 @@ impl Placement {
     pub fn n_gpu_layers(&self) -> usize {
         self.layers.iter().flatten().count()
     }
-}
-
-fn is_expert(id: &TensorId) -> bool {
-    id.expert.is_some() || id.role.unstacked().is_some()
 }
 
 pub(crate) fn repacked_types(repack: Repack, tensors: &[TensorInfo]) -> Vec<BufferType> {

@@ -1,6 +1,6 @@
 //! Which experts have copies on devices: the user's word, layer by layer.
 
-use super::{PlacementOptions, is_expert};
+use super::PlacementOptions;
 use crate::Error;
 use gguf::TensorInfo;
 use model_spec::{HyperParams, TensorId};
@@ -85,7 +85,7 @@ pub(super) fn check(
         return wrong(found, "one of them (0 slots keep a layer's experts on the host)".to_owned());
     }
     for (regex, buffer) in &options.overrides {
-        let is_expert = |name: &str| TensorId::parse(name).is_some_and(|id| is_expert(&id));
+        let is_expert = |name: &str| TensorId::parse(name).is_some_and(|id| id.is_expert());
         if let Some(tensor) = tensors.iter().find(|t| is_expert(&t.name) && regex.is_match(&t.name)) {
             let found = format!("--override-tensor {regex}={buffer}, which matches {}", tensor.name);
             return wrong(found, "rules for other tensors than experts beside it".to_owned());

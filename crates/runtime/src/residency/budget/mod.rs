@@ -38,7 +38,7 @@ pub struct Disk {
 
 impl Disk {
     /// One that has nothing to do with the memory.
-    pub fn apart(bytes_per_second: f64) -> Disk {
+    pub const fn apart(bytes_per_second: f64) -> Disk {
         Disk { bytes_per_second, share_beside: 1.0, memory_share_beside: 1.0 }
     }
 }
