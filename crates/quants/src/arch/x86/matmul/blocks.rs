@@ -58,9 +58,14 @@ impl Traits {
         }
     }
 
-    /// Whether the sum over 16 columns fits 16 bits.
-    pub(crate) const fn halves_fit_16_bits(self) -> bool {
-        self.max != 0 && 16 * 127 * (self.max as i32) < 1 << 15
+    /// Whether a sub-block's sum of products fits 16 bits.
+    pub(crate) const fn sub_sums_fit_16_bits(self) -> bool {
+        self.max != 0 && self.sub_len as i32 * 127 * (self.max as i32) < 1 << 15
+    }
+
+    /// What quants that VNNI multiplies are too large by, the minima apart.
+    pub(crate) const fn excess(self) -> i16 {
+        if self.wide() { WIDE_OFFSET } else { self.offset }
     }
 }
 

@@ -21,6 +21,17 @@ unsafe fn broadcast(from: *const u8) -> __m256i {
     _mm256_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
 }
 
+/// Keeps the compiler from adding in another order: it makes trees of sums, for which there are too few registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_turn(mut sum: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) sum, options(pure, nomem, nostack, preserves_flags))
+    };
+    sum
+}
+
 /// Adds one super-block's part to the dot products of eight weight rows with `N` rows of activations.
 ///
 /// # Safety
@@ -53,7 +64,8 @@ pub(super) unsafe fn long<const TY: u32, const N: usize>(
                         } else {
                             _mm256_maddubs_epi16(weights, x)
                         };
-                        products[n] = if p == q { product } else { _mm256_add_epi16(products[n], product) };
+                        products[n] =
+                            in_turn(if p == q { product } else { _mm256_add_epi16(products[n], product) });
                     }
                 }
                 for n in 0..N {
@@ -125,7 +137,8 @@ pub(super) unsafe fn short<const TY: u32, const N: usize>(
                         } else {
                             _mm256_maddubs_epi16(weights, x)
                         };
-                        products[n] = if p == q { product } else { _mm256_add_epi16(products[n], product) };
+                        products[n] =
+                            in_turn(if p == q { product } else { _mm256_add_epi16(products[n], product) });
                     }
                 }
                 for n in 0..N {

@@ -40,8 +40,10 @@ const FEW: usize = 16;
 const AHEAD: usize = 2;
 /// Groups of eight weight rows in a tile of the longest vectors.
 const MAX_GROUPS: usize = 2;
+/// Rows of activations that the longest step multiplies.
+const MAX_STEP_ROWS: usize = 12;
 /// Rows of activations for which results are kept while tiles move along the columns.
-const PANEL: usize = 128;
+const PANEL: usize = 256;
 
 /// Groups of eight weight rows in a tile, as many as a vector has.
 const fn groups(isa: u32) -> usize {
@@ -62,10 +64,13 @@ pub(super) const fn has_vnni(isa: u32) -> bool {
 }
 
 /// Rows of activations that one step multiplies: as many as there are registers for.
-const fn step_rows(isa: u32) -> usize {
+const fn step_rows(ty: u32, isa: u32) -> usize {
     match isa {
         #[cfg(avx512)]
-        AVX512_VNNI => 12,
+        AVX512_VNNI => MAX_STEP_ROWS,
+        #[cfg(avx512)]
+        AVX_VNNI => 6,
+        _ if is_long(ty) => 5,
         _ => 6,
     }
 }
@@ -140,6 +145,28 @@ impl Activations<'_> {
         }
     }
 
+    /// Writes what the sums of row `n` start from: of the sub-blocks of a super-block, or of `n_blocks` blocks.
+    ///
+    /// # Safety
+    ///
+    /// All of these must be within the shape.
+    #[inline(always)]
+    unsafe fn starts<const TY: u32>(&self, n: usize, n_blocks: usize, starts: &mut [i32; LONG / 16]) {
+        let traits = const { traits(TY) };
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let (sums, n_sums) = if const { is_long(TY) } {
+                (self.long_sums(n, traits.sub_len), LONG / traits.sub_len)
+            } else {
+                (self.row(n).add(self.shape.layout.sums + 2 * self.block), n_blocks)
+            };
+            let sums = sums.cast::<i16>();
+            for (i, start) in starts[..n_sums].iter_mut().enumerate() {
+                *start = -i32::from(traits.excess()) * i32::from(sums.add(i).read_unaligned());
+            }
+        }
+    }
+
     /// Where row `n` keeps the sum of the block `b` blocks after the first: the pair of sums that it is part of, and the
     /// bit of the pair from which on it lies.
     ///
@@ -172,6 +199,15 @@ impl Activations<'_> {
 /// Where the scale of the i-th sub-block is: those of sub-blocks of 16 lie in the order of the activations' sums.
 pub(super) const fn scale_at(i: usize, sub_len: usize) -> usize {
     if sub_len == 16 { i % 2 * 8 + i / 2 } else { i }
+}
+
+/// What the sums of a row's sub-blocks, or blocks, start from where VNNI's quants are too large: what they are too large
+/// by times the sum of the activations' quants, negative. In the order of the activations' sums.
+pub(super) type Starts = [[i32; LONG / 16]; MAX_STEP_ROWS];
+
+/// Whether the sums of VNNI's products start from [`Starts`] and not from zero.
+pub(super) const fn has_starts(ty: u32) -> bool {
+    traits(ty).excess() != 0
 }
 
 /// Two floats' vectors or one long one: a row of results.
@@ -241,6 +277,7 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
     let rows_per_tile = const { groups(ISA) * GROUP };
     let mut panel: Panel = [[MaybeUninit::uninit(); PANEL]; TILES];
     let mut tiles = [const { MaybeUninit::<Tile>::uninit() }; TILES];
+    let mut starts: Starts = [[0; _]; MAX_STEP_ROWS];
     let n_tiles = n_rows.div_ceil(rows_per_tile);
     let (n_blocks, per_tile) = match const { is_long(TY) } {
         true => (shape.n_cols / LONG, 1),
@@ -266,7 +303,7 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
             }
         }
         activations.block = b;
-        let n_steps = n_acts.div_ceil(const { step_rows(ISA) });
+        let n_steps = n_acts.div_ceil(const { step_rows(TY, ISA) });
         let mut a = 0;
         for i in 0..n_steps {
             let n_step = (n_acts - a).div_ceil(n_steps - i);
@@ -274,12 +311,17 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
             // in the first step and read in later ones.
             unsafe {
                 let activations = Activations { rows: activations.row(a), ..activations };
+                if const { has_vnni(ISA) && has_starts(TY) } {
+                    for (row, starts) in starts[..n_step].iter_mut().enumerate() {
+                        activations.starts::<TY>(row, n, starts);
+                    }
+                }
                 for t in 0..n_tiles {
                     let dots = panel[t].as_mut_ptr().add(a).cast::<f32>();
                     if const { is_long(TY) } {
-                        long::<TY, ISA>(n_step, &*tiles[t].as_ptr().cast(), activations, dots);
+                        long::<TY, ISA>(n_step, &*tiles[t].as_ptr().cast(), activations, &starts, dots);
                     } else {
-                        short::<TY, ISA>(n_step, tiles[t].as_ptr().cast(), activations, n, dots);
+                        short::<TY, ISA>(n_step, tiles[t].as_ptr().cast(), activations, &starts, n, dots);
                     }
                 }
             }
@@ -325,6 +367,7 @@ unsafe fn long<const TY: u32, const ISA: u32>(
     n: usize,
     tile: &LongTile,
     activations: Activations<'_>,
+    starts: &Starts,
     dots: *mut f32,
 ) {
     // SAFETY: as promised by the caller.
@@ -332,11 +375,13 @@ unsafe fn long<const TY: u32, const ISA: u32>(
         match ISA {
             #[cfg(avx512)]
             AVX512_VNNI => {
-                with_rows!(n, [1 2 3 4 5 6 7 8 9 10 11 12], vnni::long_512, TY, (tile, activations, dots))
+                with_rows!(n, [1 2 3 4 5 6 7 8 9 10 11 12], vnni::long_512, TY, (tile, activations, starts, dots))
             }
             #[cfg(avx512)]
-            AVX_VNNI => with_rows!(n, [1 2 3 4 5 6], vnni::long_256, TY, (tile, activations, dots)),
-            _ => with_rows!(n, [1 2 3 4 5 6], steps::long, TY, (tile, activations, dots)),
+            AVX_VNNI => {
+                with_rows!(n, [1 2 3 4 5 6], vnni::long_256, TY, (tile, activations, starts, dots))
+            }
+            _ => with_rows!(n, [1 2 3 4 5], steps::long, TY, (tile, activations, dots)),
         }
     }
 }
@@ -351,6 +396,7 @@ unsafe fn short<const TY: u32, const ISA: u32>(
     n: usize,
     tile: *const ShortTile,
     activations: Activations<'_>,
+    starts: &Starts,
     n_blocks: usize,
     dots: *mut f32,
 ) {
@@ -359,11 +405,11 @@ unsafe fn short<const TY: u32, const ISA: u32>(
         match ISA {
             #[cfg(avx512)]
             AVX512_VNNI => {
-                with_rows!(n, [1 2 3 4 5 6 7 8 9 10 11 12], vnni::short_512, TY, (tile, activations, n_blocks, dots))
+                with_rows!(n, [1 2 3 4 5 6 7 8 9 10 11 12], vnni::short_512, TY, (tile, activations, starts, n_blocks, dots))
             }
             #[cfg(avx512)]
             AVX_VNNI => {
-                with_rows!(n, [1 2 3 4 5 6], vnni::short_256, TY, (tile, activations, n_blocks, dots))
+                with_rows!(n, [1 2 3 4 5 6], vnni::short_256, TY, (tile, activations, starts, n_blocks, dots))
             }
             _ => with_rows!(n, [1 2 3 4 5 6], steps::short, TY, (tile, activations, n_blocks, dots)),
         }
@@ -403,7 +449,7 @@ pub(super) unsafe fn unpack_long<const TY: u32, const ISA: u32>(
         }
         for (i, pair) in transpose(&factors).into_iter().enumerate().take(LONG / traits.sub_len / 2) {
             let (first, second) = (_mm256_slli_epi32(pair, 16), _mm256_srli_epi32(pair, 16));
-            let both = match (const { has_vnni(ISA) }, traits.halves_fit_16_bits()) {
+            let both = match (const { has_vnni(ISA) }, traits.sub_sums_fit_16_bits()) {
                 (false, _) => [
                     _mm256_or_si256(first, _mm256_srli_epi32(first, 16)),
                     _mm256_or_si256(second, _mm256_slli_epi32(second, 16)),

@@ -3,15 +3,15 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{WIDE_OFFSET, traits};
-use super::tiles::{Activations, DOTS, LongTile, ShortTile, scale_at};
+use super::blocks::traits;
+use super::tiles::{Activations, DOTS, LongTile, ShortTile, Starts, has_starts, scale_at};
 use crate::matmul::{LONG, SHORT};
 
 /// The two steps for one length of vectors, whose names follow.
 macro_rules! steps {
     (
         $features:literal, $long:ident, $short:ident, $vector:ident,
-        $set1:ident, $add:ident, $sub:ident, $mullo:ident, $madd:ident, $dpbusd:ident, $dpwssd:ident,
+        $set1:ident, $add:ident, $mullo:ident, $dpbusd:ident, $dpwssd:ident,
         $set1_ps:ident, $mul_ps:ident, $fmadd:ident, $fnmadd:ident, $to_ps:ident, $load:ident, $store:ident
     ) => {
         /// Adds one super-block's part to the dot products of a tile's weight rows with `N` rows of activations.
@@ -24,11 +24,10 @@ macro_rules! steps {
         pub(super) unsafe fn $long<const TY: u32, const N: usize>(
             tile: &LongTile,
             activations: Activations<'_>,
+            starts: &Starts,
             dots: *mut f32,
         ) {
             let traits = const { traits(TY) };
-            // Columns whose sum is taken before it is scaled.
-            let run = if traits.halves_fit_16_bits() { 16 } else { traits.sub_len };
             let vectors = tile.quants.as_ptr().cast::<$vector>();
             let scales = tile.scales.as_ptr().cast::<$vector>();
             let mins = tile.mins.as_ptr().cast::<$vector>();
@@ -37,17 +36,20 @@ macro_rules! steps {
             unsafe {
                 let columns = activations.block * LONG;
                 let rows: [*const i32; N] = std::array::from_fn(|n| activations.row(n).add(columns).cast());
-                for i in 0..LONG / run {
-                    let scale = *scales.add(scale_at(i * run / traits.sub_len, traits.sub_len));
-                    let mut sums = [$set1(0); N];
-                    for q in i * run / 4..(i + 1) * run / 4 {
+                for i in 0..LONG / traits.sub_len {
+                    let at = scale_at(i, traits.sub_len);
+                    let scale = *scales.add(at);
+                    let mut sums: [$vector; N] = std::array::from_fn(|n| {
+                        $set1(if const { has_starts(TY) } { starts[n][at] } else { 0 })
+                    });
+                    for q in i * traits.sub_len / 4..(i + 1) * traits.sub_len / 4 {
                         let weights = *vectors.add(q);
                         for n in 0..N {
                             sums[n] = $dpbusd(sums[n], weights, $set1(rows[n].add(q).read_unaligned()));
                         }
                     }
                     for n in 0..N {
-                        isums[n] = if traits.halves_fit_16_bits() {
+                        isums[n] = if traits.sub_sums_fit_16_bits() {
                             $dpwssd(isums[n], sums[n], scale)
                         } else {
                             $add(isums[n], $mullo(sums[n], scale))
@@ -55,23 +57,17 @@ macro_rules! steps {
                     }
                 }
                 for n in 0..N {
-                    let mut isum = isums[n];
-                    let mut msum = $set1(0);
-                    if traits.minima || traits.offset != 0 || traits.wide() {
-                        let sums = activations.long_sums(n, traits.sub_len).cast::<i32>();
-                        for k in 0..LONG / traits.sub_len / 2 {
-                            msum = $dpwssd(msum, *mins.add(k), $set1(sums.add(k).read_unaligned()));
-                        }
-                    }
-                    if !traits.minima {
-                        isum = $sub(isum, msum);
-                    }
                     let scale = $set1_ps(activations.scale(n, 0));
                     let at = dots.add(n * DOTS);
                     let dot = if activations.block == 0 { $set1_ps(0.0) } else { $load(at) };
                     let d = $mul_ps($load(tile.d.as_ptr().cast()), scale);
-                    let mut dot = $fmadd(d, $to_ps(isum), dot);
+                    let mut dot = $fmadd(d, $to_ps(isums[n]), dot);
                     if traits.minima {
+                        let mut msum = $set1(0);
+                        let sums = activations.long_sums(n, traits.sub_len).cast::<i32>();
+                        for k in 0..LONG / traits.sub_len / 2 {
+                            msum = $dpwssd(msum, *mins.add(k), $set1(sums.add(k).read_unaligned()));
+                        }
                         let dmin = $mul_ps($load(tile.dmin.as_ptr().cast()), scale);
                         dot = $fnmadd(dmin, $to_ps(msum), dot);
                     }
@@ -90,11 +86,11 @@ macro_rules! steps {
         pub(super) unsafe fn $short<const TY: u32, const N: usize>(
             tile: *const ShortTile,
             activations: Activations<'_>,
+            starts: &Starts,
             n_blocks: usize,
             dots: *mut f32,
         ) {
             let traits = const { traits(TY) };
-            let offset = if traits.wide() { WIDE_OFFSET } else { traits.offset };
             // SAFETY: all offsets lie within the tile and the rows.
             unsafe {
                 let vectors = (&raw const (*tile).quants).cast::<$vector>();
@@ -107,7 +103,9 @@ macro_rules! steps {
                     sums = std::array::from_fn(|n| $load(dots.add(n * DOTS)));
                 }
                 for b in 0..n_blocks {
-                    let mut isums = [$set1(0); N];
+                    let mut isums: [$vector; N] = std::array::from_fn(|n| {
+                        $set1(if const { has_starts(TY) } { starts[n][b] } else { 0 })
+                    });
                     for q in 8 * b..8 * (b + 1) {
                         let weights = *vectors.add(q);
                         for n in 0..N {
@@ -117,14 +115,8 @@ macro_rules! steps {
                     let d = $load(d.add(b).cast());
                     let m = if traits.minima { $load(m.add(b).cast()) } else { d };
                     for n in 0..N {
-                        let mut isum = isums[n];
-                        if offset != 0 {
-                            let (pair, place) = activations.short_sums(n, b);
-                            let pair = $set1(pair.cast::<i32>().read_unaligned());
-                            isum = $sub(isum, $madd(pair, $set1(i32::from(offset) << place)));
-                        }
                         let scale = $set1_ps(activations.scale(n, b));
-                        sums[n] = $fmadd($mul_ps(d, scale), $to_ps(isum), sums[n]);
+                        sums[n] = $fmadd($mul_ps(d, scale), $to_ps(isums[n]), sums[n]);
                         if traits.minima {
                             let sum = $set1_ps(activations.short_sum(n, b));
                             sums[n] = $fmadd($mul_ps(m, scale), sum, sums[n]);
@@ -146,9 +138,7 @@ steps!(
     __m256i,
     _mm256_set1_epi32,
     _mm256_add_epi32,
-    _mm256_sub_epi32,
     _mm256_mullo_epi32,
-    _mm256_madd_epi16,
     _mm256_dpbusd_avx_epi32,
     _mm256_dpwssd_avx_epi32,
     _mm256_set1_ps,
@@ -166,9 +156,7 @@ steps!(
     __m512i,
     _mm512_set1_epi32,
     _mm512_add_epi32,
-    _mm512_sub_epi32,
     _mm512_mullo_epi32,
-    _mm512_madd_epi16,
     _mm512_dpbusd_epi32,
     _mm512_dpwssd_epi32,
     _mm512_set1_ps,
