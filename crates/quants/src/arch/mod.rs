@@ -20,6 +20,8 @@ mod affine;
 mod affine_k;
 pub(crate) mod attention;
 mod columns;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod cursor;
 mod float;
 mod iq4;
 mod legacy;

@@ -4,7 +4,8 @@ use std::arch::aarch64::*;
 
 use super::blocks::{load, traits};
 use super::dots::{DOTPROD, dot_pairs, dot_quads};
-use super::tiles::{Activations, Dots, ROWS, STEP, Tile};
+use super::tiles::{Dots, ROWS, STEP, Tile};
+use crate::arch::cursor::Cursor;
 use crate::matmul::{LONG, SHORT};
 
 /// Sums of eight weight rows with up to four rows of activations, as the instruction set leaves them.
@@ -132,7 +133,7 @@ fn by_rows<const ISA: u32, const N: usize>(sums: &Sums) -> [[int32x4_t; 2]; N] {
 /// first block) and writable for `N` rows; the processor must have what `ISA` stands for.
 pub(super) unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
     tile: *const Tile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     dots: *mut Dots,
 ) {
     let traits = const { traits(TY) };
@@ -171,7 +172,7 @@ pub(super) unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
                     add!(0 1 2 3 4 5 6 7);
                 }
             }
-            let scale = activations.scale(n, 0);
+            let scale = vdupq_n_f32(activations.scale(n, 0));
             let at = dots.add(n);
             let mut dot = if activations.block == 0 { [vdupq_n_f32(0.0); 2] } else { *at };
             for j in 0..2 {
@@ -194,7 +195,7 @@ pub(super) unsafe fn long<const TY: u32, const ISA: u32, const N: usize>(
 /// As for [`long`], for so many blocks.
 pub(super) unsafe fn short<const TY: u32, const ISA: u32, const N: usize>(
     tile: *const Tile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     n_blocks: usize,
     dots: *mut Dots,
 ) {
@@ -215,7 +216,7 @@ pub(super) unsafe fn short<const TY: u32, const ISA: u32, const N: usize>(
                 add_columns::<ISA, N>(&mut isums, quants.add(c * ROWS), x);
             }
             for (n, isums) in by_rows::<ISA, N>(&isums).into_iter().enumerate() {
-                let scale = activations.scale(n, b);
+                let scale = vdupq_n_f32(activations.scale(n, b));
                 for j in 0..2 {
                     let d = vmulq_f32((*tile).d[b][j], scale);
                     sums[n][j] = vfmaq_f32(sums[n][j], d, vcvtq_f32_s32(isums[j]));

@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 
 use super::blocks::*;
 use super::steps;
-use crate::matmul::{LONG, LONG_SUMS, SHORT, Shape};
+use crate::arch::cursor::Cursor;
+use crate::matmul::{LONG, SHORT, Shape};
 
 /// Tiles that are unpacked together: with their results and the activations they fit a first cache of 64 KiB.
 const TILES: usize = 4;
@@ -38,70 +39,6 @@ pub(super) struct Tile {
     pub(super) m: [[float32x4_t; 2]; LONG / SHORT],
 }
 
-/// Where a step's activations are.
-#[derive(Clone, Copy)]
-pub(super) struct Activations<'a> {
-    /// The first row.
-    rows: *const u8,
-    shape: &'a Shape,
-    /// The first block.
-    pub(super) block: usize,
-}
-
-impl Activations<'_> {
-    /// # Safety
-    ///
-    /// Row `n` must be within the shape, as must be the bytes of it that are read.
-    #[inline(always)]
-    pub(super) unsafe fn row(&self, n: usize) -> *const u8 {
-        // SAFETY: as promised by the caller.
-        unsafe { self.rows.add(n * self.shape.layout.row_bytes) }
-    }
-
-    /// The scale of row `n` in the block `b` blocks after the first.
-    ///
-    /// # Safety
-    ///
-    /// Both must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn scale(&self, n: usize, b: usize) -> float32x4_t {
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let scales = self.row(n).add(self.shape.layout.scales).cast::<f32>();
-            vld1q_dup_f32(scales.add(self.block + b))
-        }
-    }
-
-    /// Where row `n` keeps the sums of a super-block's sub-blocks of this length.
-    ///
-    /// # Safety
-    ///
-    /// The row must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn long_sums(&self, n: usize, sub_len: usize) -> *const i16 {
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let sums = self.row(n).add(self.shape.layout.sums + 2 * LONG_SUMS * self.block).cast::<i16>();
-            if sub_len == 16 { sums } else { sums.add(16) }
-        }
-    }
-
-    /// The sum of row `n`'s quants in the block `b` blocks after the first.
-    ///
-    /// # Safety
-    ///
-    /// Both must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn short_sum(&self, n: usize, b: usize) -> f32 {
-        // SAFETY: as promised by the caller.
-        let sum = unsafe {
-            let sums = self.row(n).add(self.shape.layout.sums).cast::<i16>();
-            sums.add(self.block + b).read_unaligned()
-        };
-        f32::from(sum)
-    }
-}
-
 /// The results of a tile's rows with a row of activations.
 pub(super) type Dots = [float32x4_t; 2];
 type Panel = [[MaybeUninit<Dots>; PANEL]; TILES];
@@ -128,7 +65,7 @@ pub(super) unsafe fn multiply<const TY: u32, const ISA: u32>(
             unsafe {
                 let weights = weights.add(w * shape.row_bytes);
                 let activations = activations.add(a * shape.layout.row_bytes);
-                let activations = Activations { rows: activations, shape, block: 0 };
+                let activations = Cursor { rows: activations, shape, block: 0 };
                 let out = out.add(a * shape.out_stride + w);
                 panel::<TY, ISA>(weights, n_rows, activations, n_acts, out);
             }
@@ -144,7 +81,7 @@ pub(super) unsafe fn multiply<const TY: u32, const ISA: u32>(
 unsafe fn panel<const TY: u32, const ISA: u32>(
     weights: *const u8,
     n_rows: usize,
-    mut activations: Activations<'_>,
+    mut activations: Cursor<'_>,
     n_acts: usize,
     out: *mut f32,
 ) {
@@ -184,7 +121,7 @@ unsafe fn panel<const TY: u32, const ISA: u32>(
             // SAFETY: the tiles were unpacked above, and the activations are rows within the shape. Results are written
             // in the first step and read in later ones.
             unsafe {
-                let activations = Activations { rows: activations.row(a), ..activations };
+                let activations = Cursor { rows: activations.row(a), ..activations };
                 for t in 0..n_tiles {
                     let (tile, dots) = (tiles[t].as_ptr(), panel[t].as_mut_ptr().add(a).cast());
                     match n_step {
@@ -218,7 +155,7 @@ unsafe fn panel<const TY: u32, const ISA: u32>(
 #[inline(always)]
 unsafe fn step<const TY: u32, const ISA: u32, const N: usize>(
     tile: *const Tile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     n_blocks: usize,
     dots: *mut Dots,
 ) {

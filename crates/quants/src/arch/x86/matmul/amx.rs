@@ -17,9 +17,9 @@ use super::blocks::*;
 use super::rows::GROUP;
 use super::tile_config::{Config, Configured, ROWS};
 use super::tiles::{
-    AMX, Activations, DOTS, Dots, LongTile, ShortTile, is_long, prefetch_blocks, scale_at, unpack_long,
-    unpack_short,
+    AMX, DOTS, Dots, LongTile, ShortTile, is_long, prefetch_blocks, scale_at, unpack_long, unpack_short,
 };
+use crate::arch::cursor::Cursor;
 use crate::matmul::{LONG, SHORT, Shape};
 
 /// Tiles that are unpacked together: with the activations of a super-block they share the second cache.
@@ -71,7 +71,7 @@ pub(super) unsafe fn multiply<const TY: u32>(
             unsafe {
                 let weights = weights.add(w * shape.row_bytes);
                 let rows = activations.add(a * shape.layout.row_bytes);
-                let activations = Activations { rows, shape, block: 0 };
+                let activations = Cursor { rows, shape, block: 0 };
                 panel::<TY>(weights, n_rows, activations, n_acts, out.add(a * shape.out_stride + w));
             }
         }
@@ -88,7 +88,7 @@ pub(super) unsafe fn multiply<const TY: u32>(
 unsafe fn panel<const TY: u32>(
     weights: *const u8,
     n_rows: usize,
-    mut activations: Activations<'_>,
+    mut activations: Cursor<'_>,
     n_acts: usize,
     out: *mut f32,
 ) {
@@ -214,7 +214,7 @@ fn begin(first: usize, n_acts: usize) -> usize {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn prefetch_rows<const TY: u32>(
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     first: usize,
     n_acts: usize,
     step: usize,
@@ -243,7 +243,7 @@ fn prefetch_rows<const TY: u32>(
 unsafe fn long<const TY: u32>(
     n_tiles: usize,
     (tiles, scaled): (*const LongTile, *const Scaled),
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     n_acts: usize,
     sums: &mut [[Sums; 4]; 2],
     panel: &mut Panel,
@@ -340,7 +340,7 @@ unsafe fn long_products(scaled: &Scaled, a: *const u8, b: *const u8, stride: usi
 unsafe fn add_long<const TY: u32>(
     sums: &[Sums; 4],
     tile: &LongTile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     firsts: [usize; 2],
     n_acts: usize,
     dots: *mut f32,
@@ -417,7 +417,7 @@ macro_rules! block {
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn short<const TY: u32>(
     tile: *const ShortTile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     n_blocks: usize,
     first: usize,
     n_acts: usize,
@@ -430,7 +430,7 @@ unsafe fn short<const TY: u32>(
         let begin = begin(first, n_acts);
         // SAFETY: rows within the shape, and blocks within the tile.
         unsafe {
-            let rows = Activations { rows: activations.row(begin), ..activations };
+            let rows = Cursor { rows: activations.row(begin), ..activations };
             let quants = rows.rows.add(activations.block * SHORT);
             let at: [*mut f32; ROWS] = std::array::from_fn(|r| dots.add((begin + r.min(last)) * DOTS));
             let mut totals = [_mm512_setzero_ps(); ROWS];

@@ -62,11 +62,6 @@ impl Traits {
     pub(crate) const fn sub_sums_fit_16_bits(self) -> bool {
         self.max != 0 && self.sub_len as i32 * 127 * (self.max as i32) < 1 << 15
     }
-
-    /// What quants that VNNI multiplies are too large by, the minima apart.
-    pub(crate) const fn excess(self) -> i16 {
-        if self.wide() { WIDE_OFFSET } else { self.offset }
-    }
 }
 
 pub(crate) const fn traits(ty: u32) -> Traits {

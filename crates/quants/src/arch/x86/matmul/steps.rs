@@ -6,7 +6,8 @@
 use std::arch::x86_64::*;
 
 use super::blocks::traits;
-use super::tiles::{Activations, DOTS, LongTile, ShortTile, scale_at};
+use super::tiles::{AVX2, DOTS, LongTile, ShortTile, Starts, excess, scale_at};
+use crate::arch::cursor::Cursor;
 use crate::matmul::{LONG, SHORT};
 
 /// Four bytes in each lane.
@@ -40,7 +41,7 @@ fn in_turn(mut sum: __m256i) -> __m256i {
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn long<const TY: u32, const N: usize>(
     tile: &LongTile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     dots: *mut f32,
 ) {
     let (traits, pairs) = const { (traits(TY), traits(TY).pairs()) };
@@ -79,7 +80,7 @@ pub(super) unsafe fn long<const TY: u32, const N: usize>(
             if traits.minima || traits.offset != 0 {
                 let sums = activations.long_sums(n, traits.sub_len);
                 for k in 0..LONG / traits.sub_len / 2 {
-                    let pair = _mm256_madd_epi16(tile.mins[k], broadcast(sums.add(4 * k)));
+                    let pair = _mm256_madd_epi16(tile.mins[k], broadcast(sums.add(2 * k).cast()));
                     msum = _mm256_add_epi32(msum, pair);
                 }
             }
@@ -109,7 +110,8 @@ pub(super) unsafe fn long<const TY: u32, const N: usize>(
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn short<const TY: u32, const N: usize>(
     tile: *const ShortTile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
+    starts: &Starts,
     n_blocks: usize,
     dots: *mut f32,
 ) {
@@ -124,7 +126,9 @@ pub(super) unsafe fn short<const TY: u32, const N: usize>(
             sums = std::array::from_fn(|n| _mm256_loadu_ps(dots.add(n * DOTS)));
         }
         for b in 0..n_blocks {
-            let mut isums = [_mm256_setzero_si256(); N];
+            let mut isums: [__m256i; N] = std::array::from_fn(|n| {
+                _mm256_set1_epi32(if const { excess(TY, AVX2) != 0 } { starts[n][b] } else { 0 })
+            });
             for q in (0..SHORT / 4).step_by(pairs) {
                 let mut products = [_mm256_setzero_si256(); N];
                 for p in q..q + pairs {
@@ -142,17 +146,11 @@ pub(super) unsafe fn short<const TY: u32, const N: usize>(
                     }
                 }
                 for n in 0..N {
-                    let widened = _mm256_madd_epi16(products[n], ones);
-                    isums[n] = if q == 0 { widened } else { _mm256_add_epi32(isums[n], widened) };
+                    isums[n] = _mm256_add_epi32(isums[n], _mm256_madd_epi16(products[n], ones));
                 }
             }
             let d = (*tile).d[b];
             for n in 0..N {
-                if traits.offset != 0 {
-                    let (sums, place) = activations.short_sums(n, b);
-                    let offset = _mm256_set1_epi32(i32::from(traits.offset) << place);
-                    isums[n] = _mm256_sub_epi32(isums[n], _mm256_madd_epi16(broadcast(sums), offset));
-                }
                 let scale = _mm256_set1_ps(activations.scale(n, b));
                 let d = _mm256_mul_ps(d, scale);
                 sums[n] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(isums[n]), sums[n]);

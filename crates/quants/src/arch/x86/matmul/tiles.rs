@@ -11,7 +11,8 @@ use super::rows::GROUP;
 use super::steps;
 #[cfg(avx512)]
 use super::vnni;
-use crate::matmul::{LONG, LONG_SUMS, SHORT, Shape};
+use crate::arch::cursor::Cursor;
+use crate::matmul::{LONG, SHORT, Shape};
 
 /// Calls a step for `n` rows of activations, one of the numbers in brackets.
 macro_rules! with_rows {
@@ -97,117 +98,48 @@ pub(super) struct ShortTile {
     pub(super) m: [__m256; MAX_GROUPS * LONG / SHORT],
 }
 
-/// Where a step's activations are.
-#[derive(Clone, Copy)]
-pub(super) struct Activations<'a> {
-    /// The first row.
-    pub(super) rows: *const u8,
-    pub(super) shape: &'a Shape,
-    /// The first block.
-    pub(super) block: usize,
-}
-
-impl Activations<'_> {
-    /// # Safety
-    ///
-    /// Row `n` must be within the shape, as must be the bytes of it that are read.
-    #[inline(always)]
-    pub(super) unsafe fn row(&self, n: usize) -> *const u8 {
-        // SAFETY: as promised by the caller.
-        unsafe { self.rows.add(n * self.shape.layout.row_bytes) }
-    }
-
-    /// The scale of row `n` in the block `b` blocks after the first.
-    ///
-    /// # Safety
-    ///
-    /// Both must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn scale(&self, n: usize, b: usize) -> f32 {
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let scales = self.row(n).add(self.shape.layout.scales).cast::<f32>();
-            scales.add(self.block + b).read_unaligned()
-        }
-    }
-
-    /// Where row `n` keeps the sums of a super-block's sub-blocks of this length.
-    ///
-    /// # Safety
-    ///
-    /// The row must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn long_sums(&self, n: usize, sub_len: usize) -> *const u8 {
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let sums = self.row(n).add(self.shape.layout.sums + 2 * LONG_SUMS * self.block);
-            if sub_len == 16 { sums } else { sums.add(2 * 16) }
-        }
-    }
-
-    /// Writes what the sums of row `n` start from: of the sub-blocks of a super-block, or of `n_blocks` blocks.
-    ///
-    /// # Safety
-    ///
-    /// All of these must be within the shape.
-    #[inline(always)]
-    unsafe fn starts<const TY: u32>(&self, n: usize, n_blocks: usize, starts: &mut [i32; LONG / 16]) {
-        let traits = const { traits(TY) };
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let (sums, n_sums) = if const { is_long(TY) } {
-                (self.long_sums(n, traits.sub_len), LONG / traits.sub_len)
-            } else {
-                (self.row(n).add(self.shape.layout.sums + 2 * self.block), n_blocks)
-            };
-            let sums = sums.cast::<i16>();
-            for (i, start) in starts[..n_sums].iter_mut().enumerate() {
-                *start = -i32::from(traits.excess()) * i32::from(sums.add(i).read_unaligned());
-            }
-        }
-    }
-
-    /// Where row `n` keeps the sum of the block `b` blocks after the first: the pair of sums that it is part of, and the
-    /// bit of the pair from which on it lies.
-    ///
-    /// # Safety
-    ///
-    /// Both must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn short_sums(&self, n: usize, b: usize) -> (*const u8, usize) {
-        let at = self.block + b;
-        // SAFETY: as promised by the caller; there is an even number of sums.
-        (unsafe { self.row(n).add(self.shape.layout.sums + 4 * (at / 2)) }, at % 2 * 16)
-    }
-
-    /// The sum of row `n`'s quants in the block `b` blocks after the first.
-    ///
-    /// # Safety
-    ///
-    /// Both must be within the shape.
-    #[inline(always)]
-    pub(super) unsafe fn short_sum(&self, n: usize, b: usize) -> f32 {
-        // SAFETY: as promised by the caller.
-        let sum = unsafe {
-            let sums = self.row(n).add(self.shape.layout.sums).cast::<i16>();
-            sums.add(self.block + b).read_unaligned()
-        };
-        f32::from(sum)
-    }
-}
-
 /// Where the scale of the i-th sub-block is: those of sub-blocks of 16 lie in the order of the activations' sums.
 pub(super) const fn scale_at(i: usize, sub_len: usize) -> usize {
     if sub_len == 16 { i % 2 * 8 + i / 2 } else { i }
 }
 
-/// What the sums of a row's sub-blocks, or blocks, start from where VNNI's quants are too large: what they are too large
-/// by times the sum of the activations' quants, negative. In the order of the activations' sums.
+/// What the sums of a row's sub-blocks, or blocks, start from where quants are too large: what they are too large by times
+/// the sum of the activations' quants, negative. In the order of the activations' sums.
 pub(super) type Starts = [[i32; LONG / 16]; MAX_STEP_ROWS];
 
-/// Whether the sums of VNNI's products start from [`Starts`] and not from zero.
-pub(super) const fn has_starts(ty: u32) -> bool {
-    traits(ty).excess() != 0
+/// What a type's quants are too large by where sums start from [`Starts`]; else 0.
+pub(super) const fn excess(ty: u32, isa: u32) -> i16 {
+    match traits(ty) {
+        traits if has_vnni(isa) && traits.wide() => WIDE_OFFSET,
+        traits if has_vnni(isa) || !is_long(ty) => traits.offset,
+        _ => 0,
+    }
+}
+
+/// What the sums of row `n` start from: those of the sub-blocks of a super-block, or of `n_blocks` blocks.
+///
+/// # Safety
+///
+/// All of these must be within the cursor's shape.
+#[inline(always)]
+unsafe fn start<const TY: u32, const ISA: u32>(
+    activations: Cursor<'_>,
+    n: usize,
+    n_blocks: usize,
+    starts: &mut [i32; LONG / 16],
+) {
+    let sub_len = const { traits(TY).sub_len };
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let (sums, n_sums) = if const { is_long(TY) } {
+            (activations.long_sums(n, sub_len), LONG / sub_len)
+        } else {
+            (activations.short_sums(n), n_blocks)
+        };
+        for (i, start) in starts[..n_sums].iter_mut().enumerate() {
+            *start = -i32::from(const { excess(TY, ISA) }) * i32::from(sums.add(i).read_unaligned());
+        }
+    }
 }
 
 /// Two floats' vectors or one long one: a row of results.
@@ -243,7 +175,7 @@ pub(crate) unsafe fn multiply<const TY: u32, const ISA: u32>(
             unsafe {
                 let weights = weights.add(w * shape.row_bytes);
                 let activations = activations.add(a * shape.layout.row_bytes);
-                let activations = Activations { rows: activations, shape, block: 0 };
+                let activations = Cursor { rows: activations, shape, block: 0 };
                 let out = out.add(a * shape.out_stride + w);
                 if const { is_long(TY) } {
                     panel::<TY, ISA, LongTile>(weights, n_rows, activations, n_acts, out);
@@ -269,7 +201,7 @@ pub(super) const fn is_long(ty: u32) -> bool {
 unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
     weights: *const u8,
     n_rows: usize,
-    mut activations: Activations<'_>,
+    mut activations: Cursor<'_>,
     n_acts: usize,
     out: *mut f32,
 ) {
@@ -310,10 +242,10 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
             // SAFETY: the tiles were unpacked above, and the activations are rows within the shape. Results are zeroed
             // in the first step and read in later ones.
             unsafe {
-                let activations = Activations { rows: activations.row(a), ..activations };
-                if const { has_vnni(ISA) && has_starts(TY) } {
+                let activations = Cursor { rows: activations.row(a), ..activations };
+                if const { excess(TY, ISA) != 0 } {
                     for (row, starts) in starts[..n_step].iter_mut().enumerate() {
-                        activations.starts::<TY>(row, n, starts);
+                        start::<TY, ISA>(activations, row, n, starts);
                     }
                 }
                 for t in 0..n_tiles {
@@ -366,7 +298,7 @@ pub(super) fn prefetch_blocks<const TY: u32>(
 unsafe fn long<const TY: u32, const ISA: u32>(
     n: usize,
     tile: &LongTile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     starts: &Starts,
     dots: *mut f32,
 ) {
@@ -395,7 +327,7 @@ unsafe fn long<const TY: u32, const ISA: u32>(
 unsafe fn short<const TY: u32, const ISA: u32>(
     n: usize,
     tile: *const ShortTile,
-    activations: Activations<'_>,
+    activations: Cursor<'_>,
     starts: &Starts,
     n_blocks: usize,
     dots: *mut f32,
@@ -411,7 +343,7 @@ unsafe fn short<const TY: u32, const ISA: u32>(
             AVX_VNNI => {
                 with_rows!(n, [1 2 3 4 5 6], vnni::short_256, TY, (tile, activations, starts, n_blocks, dots))
             }
-            _ => with_rows!(n, [1 2 3 4 5 6], steps::short, TY, (tile, activations, n_blocks, dots)),
+            _ => with_rows!(n, [1 2 3 4 5 6], steps::short, TY, (tile, activations, starts, n_blocks, dots)),
         }
     }
 }

@@ -4,13 +4,14 @@
 use std::arch::x86_64::*;
 
 use super::blocks::traits;
-use super::tiles::{Activations, DOTS, LongTile, ShortTile, Starts, has_starts, scale_at};
+use super::tiles::{AVX_VNNI, AVX512_VNNI, DOTS, LongTile, ShortTile, Starts, excess, scale_at};
+use crate::arch::cursor::Cursor;
 use crate::matmul::{LONG, SHORT};
 
 /// The two steps for one length of vectors, whose names follow.
 macro_rules! steps {
     (
-        $features:literal, $long:ident, $short:ident, $vector:ident,
+        $isa:ident, $features:literal, $long:ident, $short:ident, $vector:ident,
         $set1:ident, $add:ident, $mullo:ident, $dpbusd:ident, $dpwssd:ident,
         $set1_ps:ident, $mul_ps:ident, $fmadd:ident, $fnmadd:ident, $to_ps:ident, $load:ident, $store:ident
     ) => {
@@ -23,7 +24,7 @@ macro_rules! steps {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $long<const TY: u32, const N: usize>(
             tile: &LongTile,
-            activations: Activations<'_>,
+            activations: Cursor<'_>,
             starts: &Starts,
             dots: *mut f32,
         ) {
@@ -40,7 +41,7 @@ macro_rules! steps {
                     let at = scale_at(i, traits.sub_len);
                     let scale = *scales.add(at);
                     let mut sums: [$vector; N] = std::array::from_fn(|n| {
-                        $set1(if const { has_starts(TY) } { starts[n][at] } else { 0 })
+                        $set1(if const { excess(TY, $isa) != 0 } { starts[n][at] } else { 0 })
                     });
                     for q in i * traits.sub_len / 4..(i + 1) * traits.sub_len / 4 {
                         let weights = *vectors.add(q);
@@ -85,7 +86,7 @@ macro_rules! steps {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $short<const TY: u32, const N: usize>(
             tile: *const ShortTile,
-            activations: Activations<'_>,
+            activations: Cursor<'_>,
             starts: &Starts,
             n_blocks: usize,
             dots: *mut f32,
@@ -104,7 +105,7 @@ macro_rules! steps {
                 }
                 for b in 0..n_blocks {
                     let mut isums: [$vector; N] = std::array::from_fn(|n| {
-                        $set1(if const { has_starts(TY) } { starts[n][b] } else { 0 })
+                        $set1(if const { excess(TY, $isa) != 0 } { starts[n][b] } else { 0 })
                     });
                     for q in 8 * b..8 * (b + 1) {
                         let weights = *vectors.add(q);
@@ -132,6 +133,7 @@ macro_rules! steps {
 }
 
 steps!(
+    AVX_VNNI,
     "avx2,fma,avxvnni",
     long_256,
     short_256,
@@ -150,6 +152,7 @@ steps!(
     _mm256_storeu_ps
 );
 steps!(
+    AVX512_VNNI,
     "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
     long_512,
     short_512,
