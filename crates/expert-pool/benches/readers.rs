@@ -9,7 +9,7 @@
 //! run takes everyone once, one after the other, over all experts of a layer, whose tiles are leased and given back; none
 //! is found in memory. Medians and, in brackets, quartiles over the runs. Core time is that of the whole process, the system's work for it included.
 
-use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, Readers};
+use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, Readers, Request};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,7 +71,7 @@ fn read(pool: &Pool, layer: usize, n_expert: usize) -> Result<(f64, f64), Box<dy
     let before = pool.statistics();
     let (start, core) = (Instant::now(), core_seconds());
     let turn = pool.begin(Arc::default());
-    let pass = pool.enter(layer, &experts, 1, [usize::MAX; 2], &[]);
+    let pass = pool.enter(&Request::of_token(layer, &experts));
     for group in 0..pass.gate_up().len() + pass.down().len() {
         match pool.lease(&pass, group) {
             Some(mut lease) => lease.done(),

@@ -17,7 +17,8 @@
 //! # Batches
 //! A batch of many tokens takes nearly all experts of every layer once, one layer after the other. What it has used will be
 //! needed again only after all other layers; so that makes room first, and readers run ahead of the computation by no more
-//! than a window.
+//! than a window. Where several batches pass a layer before the next is entered ([Part]), what one has used stays for those
+//! behind it: they make one sweep, and each tile is read once for all of them if a layer fits into the pool.
 //!
 //! # Experts elsewhere
 //! Where a device computes some experts from copies of its own, the pool is [told](Pool::set_elsewhere): it reads nothing
@@ -37,7 +38,7 @@ mod statistics;
 pub use error::Error;
 pub use file::{Files, ReadAt};
 pub use layout::{LayerSource, MatrixSource, Projection};
-pub use pass::{Group, Pass};
+pub use pass::{Group, Part, Pass, Request};
 pub use pool::{Lease, Options, Pool, Turn};
 pub use reader::{N_READERS, Readers};
 pub use statistics::Statistics;

@@ -3,6 +3,49 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
+/// Which of the batches that pass a layer one after the other, before the next layer is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// From 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Part {
+    /// The only one.
+    pub const WHOLE: Part = Part { index: 0, count: 1 };
+
+    /// Whether the same layer is passed again.
+    pub(crate) fn is_followed(self) -> bool {
+        self.index + 1 < self.count
+    }
+}
+
+/// What a layer asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Its number.
+    pub layer: usize,
+    /// For which batch.
+    pub part: Part,
+    /// Experts taken, ascending, with the number of tokens that took each.
+    pub experts: &'a [(usize, usize)],
+    /// Tokens of the batch.
+    pub n_tokens: usize,
+    /// Rows of a piece of work on gates and ups, and on downs.
+    pub steps: [usize; 2],
+    /// Experts that the next layer will likely take, a guess that may name what isn't there.
+    pub next: &'a [usize],
+}
+
+impl<'a> Request<'a> {
+    /// What a single token asks for, in pieces of whole tiles; what comes next is not known.
+    pub fn of_token(layer: usize, experts: &'a [(usize, usize)]) -> Request<'a> {
+        Request { layer, part: Part::WHOLE, experts, n_tokens: 1, steps: [usize::MAX; 2], next: &[] }
+    }
+}
+
 /// Tiles that are multiplied together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -14,10 +57,11 @@ pub struct Group {
     pub(crate) tiles: Vec<usize>,
 }
 
-/// The work of one layer for one batch: the same for all threads.
+/// The work of one layer for one batch, which may be one of [several](Part): the same for all threads.
 #[derive(Debug)]
 pub struct Pass {
     pub(crate) layer: usize,
+    pub(crate) part: Part,
     /// Gates and ups, then downs.
     pub(crate) groups: Vec<Group>,
     pub(crate) n_gate_up: usize,

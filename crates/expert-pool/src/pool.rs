@@ -4,9 +4,9 @@ use crate::Error;
 use crate::buffer::{self, Bytes};
 use crate::file::{Files, Window};
 use crate::layout::{LayerSource, Layout, Projection};
-use crate::pass::Pass;
+use crate::pass::{Pass, Request};
 use crate::reader::{self, Bell, Readers};
-use crate::state::{Depth, Request, State};
+use crate::state::{Depth, State};
 use crate::statistics::Statistics;
 use memmap2::MmapMut;
 use std::ops::ControlFlow;
@@ -153,18 +153,8 @@ impl Pool {
     }
 
     /// The work of a layer for the batch that is being computed, the same for every thread that asks. Reading begins.
-    ///
-    /// `experts` are those taken, ascending, each with the number of tokens that took it; `steps` the rows of a piece of
-    /// work on gates and ups and on downs; `next` what the next layer will likely take, a guess that may name what isn't there.
-    pub fn enter(
-        &self,
-        layer: usize,
-        experts: &[(usize, usize)],
-        n_tokens: usize,
-        steps: [usize; 2],
-        next: &[usize],
-    ) -> Arc<Pass> {
-        let pass = self.shared.lock().enter(&Request { layer, experts, n_tokens, steps, next });
+    pub fn enter(&self, request: &Request<'_>) -> Arc<Pass> {
+        let pass = self.shared.lock().enter(request);
         self.shared.bell.ring();
         pass
     }

@@ -3,9 +3,10 @@
 use crate::Error;
 use crate::buffer::Bytes;
 use crate::layout::{Layer, Layout};
-use crate::pass::{Group, Pass};
+use crate::pass::{Group, Pass, Request};
 use crate::statistics::{Busy, Statistics};
 use memmap2::MmapMut;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -69,19 +70,6 @@ enum Need {
     Hinted,
 }
 
-/// What a layer asks for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request<'a> {
-    pub layer: usize,
-    /// Experts taken, ascending, with the number of tokens that took each.
-    pub experts: &'a [(usize, usize)],
-    pub n_tokens: usize,
-    /// Rows of a piece of work on gates and ups, and on downs.
-    pub steps: [usize; 2],
-    /// Experts that the next layer will likely take.
-    pub next: &'a [usize],
-}
-
 /// Everything behind the lock.
 pub(crate) struct State {
     pub layout: Arc<Layout>,
@@ -103,6 +91,8 @@ pub(crate) struct State {
     fill_cursor: Option<usize>,
     pass: Option<Arc<Pass>>,
     is_sweep: bool,
+    /// Scores of the experts of the layer that is being passed, where it will be passed again before the next.
+    repeated: Range<usize>,
     /// How many tiles are staged, and how many may be without need.
     n_staged: usize,
     window: usize,
@@ -148,6 +138,7 @@ impl State {
             fill_cursor: None,
             pass: None,
             is_sweep: false,
+            repeated: 0..0,
             n_staged: 0,
             turn: 0,
             depth,
@@ -176,6 +167,7 @@ impl State {
         self.forget_pass();
         self.turn += 1;
         self.pass = None;
+        self.repeated = 0..0;
         self.stop = Some(stop);
         self.is_stopped = false;
         self.failure = None;
@@ -209,7 +201,8 @@ impl State {
 
     /// The work of a layer; made by the first thread that asks in a computation, and then the same for all.
     pub fn enter(&mut self, request: &Request<'_>) -> Arc<Pass> {
-        if let Some(pass) = self.pass.as_ref().filter(|pass| pass.layer == request.layer) {
+        let is_same = |pass: &&Arc<Pass>| (pass.layer, pass.part) == (request.layer, request.part);
+        if let Some(pass) = self.pass.as_ref().filter(is_same) {
             return Arc::clone(pass);
         }
         let layout = Arc::clone(&self.layout);
@@ -227,27 +220,33 @@ impl State {
                 self.sequence.push(tile);
                 let len = self.layout.tiles[tile].len as u64;
                 match self.slots[tile].data {
+                    // Read, or found, for the part before.
+                    Data::Ready(_) if request.part.index > 0 => {}
                     Data::Ready(_) => self.hit_bytes += len,
                     Data::Absent | Data::Reading => self.missed_bytes += len,
                 }
             }
         }
+        hints.iter().for_each(|tile| self.slots[*tile].hinted = false);
+        self.cursor = 0;
+        self.is_sweep = request.part.count > 1 || request.n_tokens >= SWEEP_TOKENS;
+        let scores = layer.first_score..layer.first_score + layer.n_expert();
+        self.repeated = if request.part.is_followed() { scores } else { 0..0 };
+        self.learn(request.layer, request.experts, request.n_tokens);
+        self.hint(request);
         for tile in hints {
-            self.slots[tile].hinted = false;
-            if self.slots[tile].position == NONE {
+            // What the next layer still wants is ahead of need as before.
+            if self.slots[tile].position == NONE && !self.slots[tile].hinted {
                 self.unstage(tile);
             }
         }
-        self.cursor = 0;
-        self.is_sweep = request.n_tokens >= SWEEP_TOKENS;
-        self.learn(request.layer, request.experts, request.n_tokens);
-        self.hint(request);
         let left = |group: &Group| {
             let step = request.steps[usize::from(group.expert == NONE)];
             AtomicUsize::new(group.rows.len().div_ceil(step.max(1)))
         };
         let pass = Arc::new(Pass {
             layer: request.layer,
+            part: request.part,
             left: groups.iter().map(left).collect(),
             groups,
             n_gate_up,
@@ -395,13 +394,14 @@ impl State {
 
     /// Notes that a group is used up.
     pub fn used_up(&mut self, pass: &Pass, group: usize) {
+        let is_again = pass.part.index > 0;
         for &tile in &pass.groups[group].tiles {
             let was_staged = self.slots[tile].staged;
             self.unstage(tile);
             let slot = &mut self.slots[tile];
             slot.position = NONE;
             slot.used = self.turn;
-            slot.fresh &= was_staged;
+            slot.fresh &= was_staged || is_again;
         }
     }
 
@@ -490,15 +490,17 @@ impl State {
                     continue;
                 }
                 let worth = self.scores[matrix.score] - if slot.fresh { HYSTERESIS } else { 0.0 };
-                let was_swept = self.is_sweep && slot.used == self.turn;
+                let is_repeated = self.repeated.contains(&matrix.score);
+                let was_swept = self.is_sweep && slot.used == self.turn && !is_repeated;
                 let rank = match (need, slot.position) {
                     (Need::Wanted(at), later) if later != NONE && later > at => (4, -(later as f32)),
                     (_, wanted) if wanted != NONE => continue,
                     (Need::Wanted(_), _) if slot.hinted => (3, worth),
-                    (Need::Hinted, _) if slot.hinted => continue,
+                    (Need::Hinted, _) if slot.hinted || is_repeated => continue,
                     _ if self.elsewhere[matrix.score] => (0, -1.0),
                     _ if was_swept && slot.fresh => (0, worth),
                     _ if !may_disturb => continue,
+                    _ if is_repeated => (3, worth),
                     _ if was_swept => (1, worth),
                     _ => (2, worth),
                 };
@@ -584,6 +586,7 @@ fn rows_of(index: usize, tile_rows: usize, n_rows: usize) -> std::ops::Range<usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Part;
     use crate::layout::{LayerSource, MatrixSource};
 
     /// Two layers of three experts, each matrix a tile: gates are tiles 0 to 2 and 9 to 11, then ups, then downs.
@@ -605,7 +608,8 @@ mod tests {
     }
 
     fn enter(state: &mut State, layer: usize, expert: usize, next: &[usize]) {
-        state.enter(&Request { layer, experts: &[(expert, 1)], n_tokens: 1, steps: [64; 2], next });
+        let experts = &[(expert, 1)];
+        state.enter(&Request { layer, part: Part::WHOLE, experts, n_tokens: 1, steps: [64; 2], next });
     }
 
     fn jobs(state: &mut State) -> Vec<Job> {

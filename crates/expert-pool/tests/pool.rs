@@ -1,7 +1,8 @@
 //! The pool against files that answer slowly, wrongly, or not at all.
 
 use expert_pool::{
-    Error, Files, LayerSource, MatrixSource, N_READERS, Options, Pool, Projection, ReadAt, Readers,
+    Error, Files, LayerSource, MatrixSource, N_READERS, Options, Part, Pool, Projection, ReadAt, Readers,
+    Request,
 };
 use std::fs::File;
 use std::io;
@@ -132,17 +133,22 @@ fn least(readers: Readers) -> u64 {
 /// Rows of a piece of work.
 const STEP: usize = 64;
 
-/// Computes a token: passes all layers on `n_threads` threads, checks every byte. False where tiles did not come.
-fn compute(pool: &Pool, experts: &[usize], n_tokens: usize, n_threads: usize) -> bool {
+/// Computes tokens: passes all layers on `n_threads` threads, each as often as there are parts; checks every byte. False where
+/// tiles did not come.
+fn compute(pool: &Pool, experts: &[usize], n_tokens: usize, n_threads: usize, n_parts: usize) -> bool {
     let taken: Vec<(usize, usize)> = experts.iter().map(|e| (*e, n_tokens)).collect();
     let complete = AtomicBool::new(true);
-    for layer in 0..N_LAYERS {
+    let passes = (0..N_LAYERS).flat_map(|layer| (0..n_parts).map(move |index| (layer, index)));
+    for (layer, index) in passes {
+        let part = Part { index, count: n_parts };
         let next = [AtomicUsize::new(0), AtomicUsize::new(0)];
         for (phase, next) in next.iter().enumerate() {
             std::thread::scope(|scope| {
                 for _ in 0..n_threads {
                     scope.spawn(|| {
-                        let pass = pool.enter(layer, &taken, n_tokens, [STEP; 2], experts);
+                        let steps = [STEP; 2];
+                        let asked = Request { layer, part, experts: &taken, n_tokens, steps, next: experts };
+                        let pass = pool.enter(&asked);
                         let (first, groups, rows) = match phase {
                             0 => (0, pass.gate_up(), pass.gate_up_rows()),
                             _ => (pass.gate_up().len(), pass.down(), pass.down_rows()),
@@ -194,7 +200,7 @@ fn compute(pool: &Pool, experts: &[usize], n_tokens: usize, n_threads: usize) ->
 
 fn turn(pool: &Pool, experts: &[usize], n_tokens: usize, n_threads: usize) -> Result<bool, Error> {
     let turn = pool.begin(Arc::default());
-    let complete = compute(pool, experts, n_tokens, n_threads);
+    let complete = compute(pool, experts, n_tokens, n_threads, 1);
     turn.finish().map(|()| complete)
 }
 
@@ -249,6 +255,39 @@ fn a_pool_for_everything_reads_once() {
     }
 }
 
+/// Four batches that pass layer by layer, and four one after the other: a sweep for all of them, or one for each.
+#[test]
+fn parts_of_a_sweep_read_what_one_would() {
+    let everything: Vec<usize> = (0..N_EXPERTS).collect();
+    let all = (N_LAYERS * 3 * N_EXPERTS * MATRIX_BYTES) as u64;
+    for readers in every_kind() {
+        for size in [least(readers), Pool::all_bytes(&layers()) / 2] {
+            let read = |n_parts: usize| {
+                let pool = pool(&Disk::good(), readers, size, false);
+                assert!(turn(&pool, &everything, 64, 2).expect("read"));
+                let before = pool.statistics();
+                for _ in 0..4 / n_parts {
+                    let turn = pool.begin(Arc::default());
+                    assert!(compute(&pool, &everything, 64, 2, n_parts), "{readers}: {size} bytes");
+                    turn.finish().expect("read");
+                }
+                let done = pool.statistics().since(&before);
+                (done.read_bytes, done.hit_bytes + done.missed_bytes)
+            };
+            let (apart, together) = (read(1), read(4));
+            assert_eq!(apart.1, 4 * all);
+            if size > least(readers) {
+                // Reading ahead for the sweep that may follow is part of either.
+                assert!(together.0 < apart.0 / 2, "{readers}: {together:?}, one by one {apart:?}");
+                assert!(together.1 <= all + all / 8, "{readers}: {together:?}");
+            } else {
+                // No layer stays for its next part.
+                assert!(together.0 < apart.0 + apart.0 / 10, "{readers}: {together:?}, {apart:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_forgotten_is_read_again_but_for_what_somebody_holds() {
     for readers in every_kind() {
@@ -263,7 +302,7 @@ fn what_is_forgotten_is_read_again_but_for_what_somebody_holds() {
         assert!(first > 0 && second == 0 && read() == first, "{readers}: {first}, {second}");
 
         let begun = pool.begin(Arc::default());
-        let pass = pool.enter(0, &[(0, 1)], 1, [usize::MAX; 2], &[]);
+        let pass = pool.enter(&Request::of_token(0, &[(0, 1)]));
         let lease = pool.lease(&pass, 0).expect("it is there");
         pool.clear();
         assert_eq!(lease.tile(0)[0], byte(matrix(0, 0, 0).offset));
@@ -393,7 +432,7 @@ fn a_stop_ends_the_waiting() {
         let stop = Arc::new(AtomicBool::new(false));
         let turn = pool.begin(Arc::clone(&stop));
         std::thread::scope(|scope| {
-            let computed = scope.spawn(|| compute(&pool, &[0, 1], 1, 2));
+            let computed = scope.spawn(|| compute(&pool, &[0, 1], 1, 2, 1));
             std::thread::sleep(Duration::from_millis(50));
             stop.store(true, Ordering::Relaxed);
             let start = Instant::now();
@@ -412,7 +451,7 @@ fn a_pool_can_be_dropped_at_any_time() {
         }
         let pool = pool(&Disk::good(), readers, u64::MAX, true);
         let turn = pool.begin(Arc::default());
-        pool.enter(0, &[(0, 1), (3, 1)], 1, [STEP; 2], &[1]);
+        pool.enter(&Request { next: &[1], ..Request::of_token(0, &[(0, 1), (3, 1)]) });
         drop(turn);
     }
 }
@@ -595,7 +634,7 @@ fn what_is_read_beside_computing_is_read_once() {
         read_all(&small, keep).expect("a disk");
         let again = disk.reads.load(Ordering::Relaxed) - n_tiles;
         assert!(again > 0 && (again < n_tiles) == keep, "{again} of {n_tiles}");
-        compute(&small, &[0, 3], 1, 2);
+        compute(&small, &[0, 3], 1, 2, 1);
     }
 }
 

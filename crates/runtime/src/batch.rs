@@ -1,8 +1,9 @@
-//! Who computes a batch, by its size.
+//! Which tokens of a prompt are computed together, and by whom.
 
 use crate::kernels::Kernels;
 use crate::model::Model;
 use crate::session::SessionOptions;
+use crate::staging::MOST_GATED;
 
 /// Batches from which on devices compute with weights that lie on the host; ggml's own bound.
 pub(crate) const MIN_OFFLOAD_TOKENS: usize = 32;
@@ -16,7 +17,24 @@ pub(crate) struct Batches<'a> {
     pub has_staging: bool,
 }
 
+/// `options` with batches that a context of `n_ctx` tokens holds and a graph can have.
+pub(crate) fn fitted(options: &SessionOptions, n_ctx: usize) -> SessionOptions {
+    let n_ctx = u32::try_from(n_ctx).unwrap_or(u32::MAX);
+    let n_batch = options.n_batch.clamp(1, n_ctx);
+    let n_ubatch = options.n_ubatch.clamp(1, n_batch);
+    let n_batch = n_batch.min(n_ubatch.saturating_mul(MOST_GATED as u32));
+    SessionOptions { n_batch, n_ubatch, ..options.clone() }
+}
+
 impl Batches<'_> {
+    /// How many of the next `n_tokens` are computed by one graph: a micro-batch, or as many as a batch has where experts are
+    /// brought for it, so that they are brought once. `may_sweep` says whether the latter may be.
+    pub fn together(&self, n_tokens: usize, may_sweep: bool) -> usize {
+        let all = n_tokens.min(self.options.n_batch as usize);
+        let are_brought = self.model.expert_pool().is_some() || self.are_staged(all);
+        if may_sweep && are_brought { all } else { n_tokens.min(self.options.n_ubatch as usize) }
+    }
+
     /// Whether experts of the host are copied to devices in time.
     pub fn are_staged(&self, n_tokens: usize) -> bool {
         self.has_staging && self.options.stage_experts.least_tokens().is_some_and(|from| n_tokens >= from)

@@ -7,7 +7,7 @@
 
 use crate::Error;
 use crate::model::expert_sources;
-use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, Readers};
+use expert_pool::{Files, LayerSource, MatrixSource, Options, Pool, Readers, Request};
 use gguf::{Gguf, TensorInfo};
 use model_spec::TensorId;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl FileMeter {
     fn read_one(&mut self, start: Instant) -> Result<(), Error> {
         self.pool.clear();
         let turn = self.pool.begin(Arc::default());
-        let pass = self.pool.enter(self.next, &[(0, 1)], 1, [usize::MAX; 2], &[]);
+        let pass = self.pool.enter(&Request::of_token(self.next, &[(0, 1)]));
         for group in 0..pass.gate_up().len() + pass.down().len() {
             match self.pool.lease(&pass, group) {
                 Some(mut lease) if start.elapsed() < MAX_TIME => lease.done(),

@@ -1,6 +1,6 @@
 //! Grouped-query attention over the KV cache.
 
-use super::{BatchShape, Inputs, linears};
+use super::{BatchShape, Lane, linears};
 use crate::kernels::{self, Kernels};
 use crate::kv_cache::KvCache;
 use crate::model::{Layer, Model};
@@ -62,13 +62,14 @@ pub(super) fn gather(
     cache: &KvCache,
     index: usize,
     q: &Tensor,
-    inputs: &Inputs,
-    shape: BatchShape,
+    lane: &Lane,
+    shape: &BatchShape,
 ) -> Tensor {
     let h = model.hparams();
     let n_head = h.n_head as usize;
     let (dim_k, dim_v) = (h.head_dim_k as usize, h.head_dim_v as usize);
-    let BatchShape { n_tokens, n_kv, flash_attention, .. } = shape;
+    let Lane { inputs, n_kv, .. } = lane;
+    let n_tokens = q.ne()[2];
     let scale = 1.0 / (dim_k as f32).sqrt();
     if let Some(cells) = ours(cache, index, shape) {
         let window = h.sliding_window.map(|window| window as usize);
@@ -77,9 +78,9 @@ pub(super) fn gather(
     let mask = inputs.mask.as_ref().expect("made for layers that are not ours");
     let cache = cache.layer(index);
     let q = g.permute(q, [0, 2, 1, 3]); // [dim_k, n_tokens, n_head]
-    let k = cache.keys.first(g, n_kv);
-    let v = cache.values.first(g, n_kv);
-    if flash_attention && cache.in_one_pass {
+    let k = cache.keys.first(g, *n_kv);
+    let v = cache.values.first(g, *n_kv);
+    if shape.flash_attention && cache.in_one_pass {
         let gathered = g.flash_attention(&q, &k, &v, mask, scale); // [dim_v, n_head, n_tokens]
         g.reshape(&gathered, &[dim_v * n_head, n_tokens])
     } else {
@@ -93,7 +94,11 @@ pub(super) fn gather(
 }
 
 /// A layer's keys and values, where its attention is computed by our kernel, which needs no mask.
-pub(super) fn ours(cache: &KvCache, index: usize, shape: BatchShape) -> Option<(&Tensor, &Tensor)> {
+pub(super) fn ours<'a>(
+    cache: &'a KvCache,
+    index: usize,
+    shape: &BatchShape,
+) -> Option<(&'a Tensor, &'a Tensor)> {
     let layer = cache.layer(index);
     let (keys, values) = (layer.keys.on_host()?, layer.values.on_host()?);
     let is_ours = shape.kernels == Kernels::Bruce && shape.flash_attention;

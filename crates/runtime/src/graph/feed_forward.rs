@@ -5,19 +5,18 @@ use super::taps::Taps;
 use super::{linear, linears, multiply};
 use crate::kernels::{self, Kernels, Stream};
 use crate::model::{ExpertBank, FeedForward};
-use crate::staging::{Order, Staging};
 use ggml::{Graph, Tensor};
 use model_spec::TensorRole::{FfnDown, FfnDownExps, FfnGate, FfnGateExps, FfnGateInp, FfnUp, FfnUpExps};
 
-/// `x: [n_embd, n_tokens]` to the same shape. Experts that are streamed are computed by kernels of ours, whichever compute the
-/// rest; those that are staged by ggml's, on a device.
+/// `x: [n_embd, n_tokens]` to the same shape. Experts that come from a `stream` are computed by kernels of ours, whichever
+/// compute the rest.
 pub(super) fn feed_forward(
     g: &Graph,
     kernels: Kernels,
     ffn: &FeedForward,
     x: &Tensor,
     n_used: usize,
-    supply: &Supply<'_>,
+    stream: Option<&Stream>,
     watch: &mut Watched<'_>,
 ) -> Tensor {
     let taps = &mut *watch.taps;
@@ -34,12 +33,6 @@ pub(super) fn feed_forward(
             let chosen = choose(g, kernels, router, x, n_used);
             let banks = [gate, up, down];
             let kept = slots.as_ref().map(|slots| (slots, watch.choices.keep(g, &chosen.ids)));
-            if let Supply::Staged(staging, layer, order) = supply {
-                let ids = kept.map_or_else(|| g.contiguous(&chosen.ids), |(_, ids)| ids);
-                let (banks, ids) = staging.layer(g, *layer, *order, &ids);
-                return of_experts(g, banks, x, &Chosen { ids, ..chosen }, taps);
-            }
-            let stream = supply.stream();
             if let Some((slots, ids)) = kept
                 && watch.choices.by_slots
             {
@@ -75,23 +68,34 @@ fn of_experts(g: &Graph, banks: [&ExpertBank; 3], x: &Tensor, chosen: &Chosen, t
     sum_of_used(g, &g.mul(&out, &chosen.weights))
 }
 
-/// How a layer's experts come to where they are computed.
-pub(super) enum Supply<'a> {
-    /// They are there.
-    Resident,
-    /// From the file, to kernels of ours on the CPU.
-    Streamed(Stream),
-    /// To a stack on the layer's device; the number of the layer, and the order of stacks.
-    Staged(&'a Staging, usize, Order),
-}
-
-impl Supply<'_> {
-    fn stream(&self) -> Option<&Stream> {
-        match self {
-            Supply::Streamed(stream) => Some(stream),
-            Supply::Resident | Supply::Staged(..) => None,
-        }
-    }
+/// As [`feed_forward`] for each of `inputs`, with experts that are staged; computed by ggml's kernels, on a device. `gate` gives
+/// them, and the choice of experts for each of the inputs, when all that was chosen there has arrived.
+///
+/// # Panics
+/// Where the layer has no experts.
+pub(super) fn staged<'a>(
+    g: &Graph,
+    kernels: Kernels,
+    ffn: &FeedForward,
+    inputs: &[&Tensor],
+    n_used: usize,
+    gate: impl FnOnce(&[Tensor]) -> ([&'a ExpertBank; 3], Vec<Tensor>),
+    watch: &mut Watched<'_>,
+) -> Vec<Tensor> {
+    let FeedForward::Experts { router, slots, .. } = ffn else { panic!("a layer without experts is staged") };
+    let mut choose_for = |x: &&Tensor| {
+        watch.taps.layer_input(x, &[FfnGateInp]);
+        let chosen = choose(g, kernels, router, x, n_used);
+        let ids = match slots {
+            Some(_) => watch.choices.keep(g, &chosen.ids),
+            None => g.contiguous(&chosen.ids),
+        };
+        (ids, chosen.weights)
+    };
+    let (ids, weights): (Vec<_>, Vec<_>) = inputs.iter().map(&mut choose_for).unzip();
+    let (banks, ids) = gate(&ids);
+    let chosen = ids.into_iter().zip(weights).map(|(ids, weights)| Chosen { ids, weights });
+    inputs.iter().zip(chosen).map(|(x, chosen)| of_experts(g, banks, x, &chosen, watch.taps)).collect()
 }
 
 /// What is seen of a feed-forward network beside its result.

@@ -1,4 +1,4 @@
-//! The graph of one micro-batch: from token ids to logits, in the roles of the architecture.
+//! The graph of a micro-batch, or of several layer by layer: from token ids to logits, in the roles of the architecture.
 //!
 //! Per layer: RMS norm, grouped-query attention with rotary embedding over the KV cache, residual, RMS norm, dense or
 //! expert feed-forward network, residual. Where a weight lies is no concern of this module.
@@ -13,24 +13,31 @@ use crate::kernels::{self, Kernels, Matrix, Stream};
 use crate::kv_cache::KvCache;
 use crate::model::{FeedForward, Layer, Linear, Model};
 use crate::staging::{Order, Staging};
-use feed_forward::Supply;
+use expert_pool::Part;
 use ggml::{Graph, Tensor, Type};
 use model_spec::TensorRole;
 use std::sync::Arc;
 use taps::Taps;
 
+pub(crate) use routing::RouterOutputs;
+pub(crate) use slots::Choice;
 pub(crate) use taps::Tap;
 
-pub(crate) use routing::RouterOutputs;
+/// Tokens that are computed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MicroBatch {
+    pub n_tokens: usize,
+    /// Cells of the KV cache that attention looks at, those of these tokens included.
+    pub n_kv: usize,
+}
 
 /// The extents a graph is built for; graphs of equal shape are interchangeable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BatchShape {
-    /// Tokens in the micro-batch.
-    pub n_tokens: usize,
-    /// Cells of the KV cache that attention looks at, those of this batch included.
-    pub n_kv: usize,
-    /// Rows of logits wanted.
+    /// One behind the other in the context. Several are computed layer by layer: all of them pass a layer before any of them
+    /// enters the next, so that experts that are not where they are computed are brought there once. Not with `routing` or `tapped`.
+    pub micro_batches: Vec<MicroBatch>,
+    /// Rows of logits wanted, of the last micro-batch.
     pub n_outputs: usize,
     pub flash_attention: bool,
     pub kernels: Kernels,
@@ -44,7 +51,7 @@ pub(crate) struct BatchShape {
     pub staged: Option<Order>,
 }
 
-/// What the caller fills in before each computation. `None` where the graph has no use for it.
+/// What the caller fills in before each computation, for a micro-batch. `None` where the graph has no use for it.
 pub(crate) struct Inputs {
     /// `[n_tokens]`, I32: their rows among the embeddings.
     pub tokens: Tensor,
@@ -61,21 +68,22 @@ pub(crate) struct Inputs {
 pub(crate) struct BatchGraph {
     pub graph: Graph,
     pub shape: BatchShape,
-    pub inputs: Inputs,
+    /// For each micro-batch.
+    pub inputs: Vec<Inputs>,
     /// `[n_vocab, n_outputs]`; `None` when no logits are wanted.
     pub logits: Option<Tensor>,
     /// One for each layer with a router, where the shape asks for it.
     pub routing: Vec<RouterOutputs>,
     /// The inputs of all matrix products with weights, in the order of computation, where they will be looked at.
     pub taps: Vec<Tap>,
-    /// `[n_used, n_tokens]`, I32: the experts taken in each layer with slots whose feed-forward network is computed.
-    pub choices: Vec<Tensor>,
+    /// The experts taken in each layer with slots whose feed-forward network is computed.
+    pub choices: Vec<Choice>,
     /// Layers whose experts are staged, of those whose feed-forward network is computed.
     pub n_staged: usize,
 }
 
-/// An upper bound on the nodes of a graph of this model.
-pub(crate) fn max_nodes(model: &Model) -> usize {
+/// An upper bound on the nodes of a graph of this model for so many micro-batches.
+pub(crate) fn max_nodes(model: &Model, n_micro_batches: usize) -> usize {
     let groups = |layer: &crate::model::Layer| match &layer.ffn {
         crate::model::FeedForward::Dense { .. } => 0,
         crate::model::FeedForward::Experts { gate, up, down, slots, .. } => {
@@ -85,7 +93,7 @@ pub(crate) fn max_nodes(model: &Model) -> usize {
     };
     let experts: usize = model.weights().layers.iter().map(|layer| 16 * groups(layer)).sum();
     let used = 2 * model.n_expert_used() as usize + 16;
-    256 + model.weights().layers.len() * (72 + used) + experts
+    256 + n_micro_batches * (model.weights().layers.len() * (72 + used) + experts)
 }
 
 /// Builds the graph for `shape`; `staging` is what staged experts are copied by. `embeddings` has the rows that tokens are
@@ -97,87 +105,232 @@ pub(crate) fn build(
     staging: Option<&Staging>,
     embeddings: &Tensor,
 ) -> BatchGraph {
-    let graph = Graph::new(max_nodes(model));
-    let g = &graph;
-    let hparams = model.hparams();
-    let weights = model.weights();
-    let BatchShape { n_tokens, n_kv, n_outputs, kernels, .. } = shape;
-    let mut taps = Taps::new(shape.tapped);
-    let mut choices = slots::Choices::new(shape.by_slots);
-    let staging = staging.zip(shape.staged);
-    let mut n_staged = 0;
-
-    // A batch without outputs only fills the cache: the last layer then ends with its keys and values.
-    let only_cache = n_outputs == 0 && !shape.routing;
-    let n_attending = weights.layers.len() - usize::from(only_cache);
-    let needs_mask = (0..n_attending).any(|layer| attention::ours(cache, layer, shape).is_none());
-    let inputs = Inputs {
-        tokens: g.input("tokens", Type::I32, &[n_tokens]),
-        positions: g.input("positions", Type::I32, &[n_tokens]),
-        cells: g.input("cells", Type::I64, &[n_tokens]),
-        mask: needs_mask.then(|| g.input("mask", Type::F16, &[n_kv, n_tokens])),
-        outputs: (n_outputs > 0 && n_outputs < n_tokens).then(|| g.input("outputs", Type::I32, &[n_outputs])),
+    let graph = Graph::new(max_nodes(model, shape.micro_batches.len()));
+    let builder = Builder {
+        g: &graph,
+        model,
+        cache,
+        shape: &shape,
+        taps: Taps::new(shape.tapped),
+        choices: slots::Choices::new(shape.by_slots),
+        watch: routing::Watch::new(shape.kernels),
+        n_staged: 0,
     };
+    let Built { inputs, logits, routing, taps, choices, n_staged } = builder.build(staging, embeddings);
+    BatchGraph { graph, shape, inputs, logits, routing, taps, choices, n_staged }
+}
 
-    let mut x = g.get_rows(embeddings, &inputs.tokens); // [n_embd, n_tokens]
-    let last = weights.layers.len() - 1;
-    let mut watch = routing::Watch::new(kernels);
-    for (index, layer) in weights.layers.iter().enumerate() {
-        taps.enter(index);
-        let normed = norm(g, &x, &layer.attn_norm, hparams.rms_eps);
-        taps.layer_input(&normed, &[TensorRole::AttnQ, TensorRole::AttnK, TensorRole::AttnV]);
-        let qkv = attention::project(g, kernels, model, layer, &normed, &inputs.positions);
-        let ends_here = index == last && only_cache;
-        attention::store(g, cache, index, &qkv, &inputs.cells, !ends_here);
-        if ends_here {
-            let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
-            return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices, n_staged };
-        }
-        let gathered = attention::gather(g, model, cache, index, &qkv.q, &inputs, shape);
-        taps.layer_input(&gathered, &[TensorRole::AttnOutput]);
-        let mut attended = linear(g, kernels, &layer.o, &gathered);
-        if shape.routing {
-            let (residual, next) = (g.add(&attended, &x), weights.layers.get(index + 1));
-            let used = model.n_expert_used() as usize;
-            watch.layer(g, (index, layer), next, &residual, hparams.rms_eps, used);
-            if index == last && n_outputs == 0 {
-                let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
-                return BatchGraph { graph, shape, inputs, logits: None, routing, taps, choices, n_staged };
+/// What a builder makes beside the graph; as in [`BatchGraph`].
+struct Built {
+    inputs: Vec<Inputs>,
+    logits: Option<Tensor>,
+    routing: Vec<RouterOutputs>,
+    taps: Vec<Tap>,
+    choices: Vec<Choice>,
+    n_staged: usize,
+}
+
+/// A micro-batch on its way through the layers.
+struct Lane {
+    inputs: Inputs,
+    n_kv: usize,
+    n_outputs: usize,
+    /// `[n_embd, n_tokens]`: what the next layer takes.
+    x: Tensor,
+}
+
+/// What attention leaves to a feed-forward network.
+struct Attended {
+    /// `[n_embd, n_tokens]`: the state that its result is added to.
+    residual: Tensor,
+    /// `[n_embd, n_tokens]`: its input.
+    normed: Tensor,
+}
+
+struct Builder<'a> {
+    g: &'a Graph,
+    model: &'a Model,
+    cache: &'a KvCache,
+    shape: &'a BatchShape,
+    taps: Taps,
+    choices: slots::Choices,
+    watch: routing::Watch,
+    n_staged: usize,
+}
+
+impl Builder<'_> {
+    fn build(mut self, staging: Option<&Staging>, embeddings: &Tensor) -> Built {
+        let n_lanes = self.shape.micro_batches.len();
+        let mut lanes: Vec<Lane> = (0..n_lanes).map(|number| self.lane(number, embeddings)).collect();
+        let staging = staging.zip(self.shape.staged);
+        for (index, layer) in self.model.weights().layers.iter().enumerate() {
+            self.taps.enter(index);
+            self.choices.enter_layer();
+            match staging.filter(|(staging, _)| staging.has(index)) {
+                None => {
+                    for (number, lane) in lanes.iter_mut().enumerate() {
+                        if let Some(attended) = self.attend(index, layer, lane) {
+                            lane.x =
+                                self.feed(index, layer, &attended, Part { index: number, count: n_lanes });
+                        }
+                    }
+                }
+                Some(staged) => self.stage(index, layer, &mut lanes, staged),
             }
         }
-        if let (true, Some(outputs)) = (index == last, &inputs.outputs) {
+        let last = lanes.last().filter(|lane| lane.n_outputs > 0);
+        let logits = last.map(|lane| self.logits(&lane.x));
+        Built {
+            inputs: lanes.into_iter().map(|lane| lane.inputs).collect(),
+            logits,
+            routing: self.watch.layers,
+            taps: self.taps.finish(),
+            choices: self.choices.kept,
+            n_staged: self.n_staged,
+        }
+    }
+
+    /// A micro-batch before the first layer.
+    fn lane(&self, number: usize, embeddings: &Tensor) -> Lane {
+        let (g, shape) = (self.g, self.shape);
+        let MicroBatch { n_tokens, n_kv } = shape.micro_batches[number];
+        let n_outputs = if number + 1 == shape.micro_batches.len() { shape.n_outputs } else { 0 };
+        let n_attending = self.model.weights().layers.len() - usize::from(self.only_fills_cache(n_outputs));
+        let needs_mask = (0..n_attending).any(|layer| attention::ours(self.cache, layer, shape).is_none());
+        let inputs = Inputs {
+            tokens: g.input("tokens", Type::I32, &[n_tokens]),
+            positions: g.input("positions", Type::I32, &[n_tokens]),
+            cells: g.input("cells", Type::I64, &[n_tokens]),
+            mask: needs_mask.then(|| g.input("mask", Type::F16, &[n_kv, n_tokens])),
+            outputs: (n_outputs > 0 && n_outputs < n_tokens)
+                .then(|| g.input("outputs", Type::I32, &[n_outputs])),
+        };
+        let x = g.get_rows(embeddings, &inputs.tokens);
+        Lane { inputs, n_kv, n_outputs, x }
+    }
+
+    /// A micro-batch without outputs only fills the cache: the last layer then ends with its keys and values.
+    fn only_fills_cache(&self, n_outputs: usize) -> bool {
+        n_outputs == 0 && !self.shape.routing
+    }
+
+    /// Attention of a layer; `None` where the micro-batch ends with it.
+    fn attend(&mut self, index: usize, layer: &Layer, lane: &Lane) -> Option<Attended> {
+        let (g, model, shape) = (self.g, self.model, self.shape);
+        let (layers, eps) = (&model.weights().layers, model.hparams().rms_eps);
+        let is_last = index + 1 == layers.len();
+        let normed = norm(g, &lane.x, &layer.attn_norm, eps);
+        self.taps.layer_input(&normed, &[TensorRole::AttnQ, TensorRole::AttnK, TensorRole::AttnV]);
+        let qkv = attention::project(g, shape.kernels, model, layer, &normed, &lane.inputs.positions);
+        let ends_here = is_last && self.only_fills_cache(lane.n_outputs);
+        attention::store(g, self.cache, index, &qkv, &lane.inputs.cells, !ends_here);
+        if ends_here {
+            return None;
+        }
+        let gathered = attention::gather(g, model, self.cache, index, &qkv.q, lane, shape);
+        self.taps.layer_input(&gathered, &[TensorRole::AttnOutput]);
+        let mut attended = linear(g, shape.kernels, &layer.o, &gathered);
+        if shape.routing {
+            let (residual, next) = (g.add(&attended, &lane.x), layers.get(index + 1));
+            let used = model.n_expert_used() as usize;
+            self.watch.layer(g, (index, layer), next, &residual, eps, used);
+            if is_last && lane.n_outputs == 0 {
+                return None;
+            }
+        }
+        let mut x = lane.x.clone();
+        if let (true, Some(outputs)) = (is_last, &lane.inputs.outputs) {
             attended = g.get_rows(&attended, outputs);
             x = g.get_rows(&x, outputs);
         }
         let residual = g.add(&attended, &x);
-        let normed = norm(g, &residual, &layer.ffn_norm, hparams.rms_eps);
-        let n_used = model.n_expert_used() as usize;
-        let supply = match staging.filter(|(staging, _)| staging.has(index)) {
-            Some((staging, order)) => {
-                n_staged += 1;
-                Supply::Staged(staging, index, order)
-            }
-            None => stream(g, model, kernels, index, &residual).map_or(Supply::Resident, Supply::Streamed),
-        };
-        let mut watched = feed_forward::Watched { taps: &mut taps, choices: &mut choices };
-        let fed = feed_forward::feed_forward(g, kernels, &layer.ffn, &normed, n_used, &supply, &mut watched);
-        x = g.add(&fed, &residual);
-        g.name(&x, &format!("layer_out-{index}"));
+        let normed = norm(g, &residual, &layer.ffn_norm, eps);
+        Some(Attended { residual, normed })
     }
-    let x = norm(g, &x, &weights.output_norm, hparams.rms_eps);
-    taps.global_input(&x, TensorRole::Output);
-    let logits = multiply(g, kernels, &weights.output, &x); // [n_vocab, n_outputs]
-    g.name(&logits, "logits");
-    g.output(&logits);
-    let (routing, taps, choices) = (watch.layers, taps.finish(), choices.kept);
-    BatchGraph { graph, shape, inputs, logits: Some(logits), routing, taps, choices, n_staged }
+
+    /// The feed-forward network of a layer for one of the micro-batches that pass it.
+    fn feed(&mut self, index: usize, layer: &Layer, attended: &Attended, part: Part) -> Tensor {
+        let (g, kernels) = (self.g, self.shape.kernels);
+        let stream = stream(g, self.model, kernels, index, &attended.residual, part);
+        let mut watched = feed_forward::Watched { taps: &mut self.taps, choices: &mut self.choices };
+        let n_used = self.model.n_expert_used() as usize;
+        let ffn = &layer.ffn;
+        let fed = feed_forward::feed_forward(
+            g,
+            kernels,
+            ffn,
+            &attended.normed,
+            n_used,
+            stream.as_ref(),
+            &mut watched,
+        );
+        self.add(index, &fed, &attended.residual)
+    }
+
+    /// A layer whose experts are staged: its gate comes when the choice of all micro-batches is known.
+    fn stage(
+        &mut self,
+        index: usize,
+        layer: &Layer,
+        lanes: &mut [Lane],
+        (staging, order): (&Staging, Order),
+    ) {
+        let (going_on, attended): (Vec<&mut Lane>, Vec<Attended>) = lanes
+            .iter_mut()
+            .filter_map(|lane| {
+                let attended = self.attend(index, layer, lane)?;
+                Some((lane, attended))
+            })
+            .unzip();
+        if attended.is_empty() {
+            return;
+        }
+        self.n_staged += 1;
+        let (g, kernels) = (self.g, self.shape.kernels);
+        let mut watched = feed_forward::Watched { taps: &mut self.taps, choices: &mut self.choices };
+        let n_used = self.model.n_expert_used() as usize;
+        let normed: Vec<&Tensor> = attended.iter().map(|attended| &attended.normed).collect();
+        let gate = |ids: &[Tensor]| staging.layer(g, index, order, ids);
+        let fed = feed_forward::staged(g, kernels, &layer.ffn, &normed, n_used, gate, &mut watched);
+        for ((lane, attended), fed) in going_on.into_iter().zip(&attended).zip(&fed) {
+            lane.x = self.add(index, fed, &attended.residual);
+        }
+    }
+
+    /// What a layer gives to the next.
+    fn add(&self, index: usize, fed: &Tensor, residual: &Tensor) -> Tensor {
+        let x = self.g.add(fed, residual);
+        self.g.name(&x, &format!("layer_out-{index}"));
+        if self.shape.micro_batches.len() > 1 {
+            // Before any node of the next layer.
+            self.g.expand(&x);
+        }
+        x
+    }
+
+    fn logits(&mut self, x: &Tensor) -> Tensor {
+        let (g, weights) = (self.g, self.model.weights());
+        let x = norm(g, x, &weights.output_norm, self.model.hparams().rms_eps);
+        self.taps.global_input(&x, TensorRole::Output);
+        let logits = multiply(g, self.shape.kernels, &weights.output, &x); // [n_vocab, n_outputs]
+        g.name(&logits, "logits");
+        g.output(&logits);
+        logits
+    }
 }
 
 /// Batches from which on nearly all experts are taken, so that guessing which is idle.
 const MAX_GUESSED_TOKENS: usize = 32;
 
 /// Where the experts of the layer numbered `index` come from, when they are streamed.
-fn stream(g: &Graph, model: &Model, kernels: Kernels, index: usize, residual: &Tensor) -> Option<Stream> {
+fn stream(
+    g: &Graph,
+    model: &Model,
+    kernels: Kernels,
+    index: usize,
+    residual: &Tensor,
+    part: Part,
+) -> Option<Stream> {
     let layers = &model.weights().layers;
     let streamed = |layer: &Layer| match &layer.ffn {
         FeedForward::Experts { streamed, .. } => *streamed,
@@ -187,9 +340,9 @@ fn stream(g: &Graph, model: &Model, kernels: Kernels, index: usize, residual: &T
     let anchor = model.weights().anchor.clone()?;
     let (eps, n_used) = (model.hparams().rms_eps, model.n_expert_used() as usize);
     let next = layers.get(index + 1).filter(|next| streamed(next).is_some());
-    let next = next.filter(|_| residual.ne()[1] < MAX_GUESSED_TOKENS);
+    let next = next.filter(|_| part.count == 1 && residual.ne()[1] < MAX_GUESSED_TOKENS);
     let early = next.and_then(|next| routing::guess(g, kernels, next, residual, eps, n_used));
-    Some(Stream { pool, layer, anchor, early })
+    Some(Stream { pool, layer, part, anchor, early })
 }
 
 fn norm(g: &Graph, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

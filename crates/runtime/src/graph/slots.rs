@@ -28,16 +28,33 @@ use crate::model::ExpertBank;
 use crate::slots::LayerSlots;
 use ggml::{Graph, Tensor};
 
+/// The experts that a micro-batch took in a layer with slots.
+pub(crate) struct Choice {
+    /// Number of the layer among those with slots.
+    pub layer: usize,
+    /// `[n_used, n_tokens]`, I32.
+    pub ids: Tensor,
+}
+
 /// The choices of layers with slots, which are counted after the computation.
 pub(super) struct Choices {
     pub by_slots: bool,
     /// In the order of the layers.
-    pub kept: Vec<Tensor>,
+    pub kept: Vec<Choice>,
+    /// Layers of which there are some.
+    n_layers: usize,
+    /// None of the layer that is being built is there yet.
+    is_new: bool,
 }
 
 impl Choices {
     pub fn new(by_slots: bool) -> Choices {
-        Choices { by_slots, kept: Vec::new() }
+        Choices { by_slots, kept: Vec::new(), is_new: true, n_layers: 0 }
+    }
+
+    /// What follows belongs to the next layer of the model.
+    pub fn enter_layer(&mut self) {
+        self.is_new = true;
     }
 
     /// The chosen experts, which keep their place until the graph is computed.
@@ -45,7 +62,8 @@ impl Choices {
         // A copy, because the scheduler only keeps results that are no views.
         let kept = g.contiguous(ids);
         g.output(&kept);
-        self.kept.push(kept.clone());
+        self.n_layers += usize::from(std::mem::take(&mut self.is_new));
+        self.kept.push(Choice { layer: self.n_layers - 1, ids: kept.clone() });
         kept
     }
 }

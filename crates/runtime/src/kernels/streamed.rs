@@ -10,7 +10,7 @@ use super::experts::{Bank, Ours, add_results, of_choices};
 use super::grouping::Grouping;
 use super::projection::with_scratch;
 use super::silu::silu_product;
-use expert_pool::{Lease, Pass, Pool};
+use expert_pool::{Lease, Part, Pass, Pool, Request};
 use ggml::{Output, Sources, Tensor, TileKernel, Tiles};
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub(crate) struct Stream {
     pub pool: Arc<Pool>,
     /// The layer's number in it.
     pub layer: usize,
+    /// Which of the batches that pass the layer.
+    pub part: Part,
     /// A weight in host memory that the layer computes with.
     pub anchor: Tensor,
     /// `[n_used, n_tokens]`, I32: what the next layer will likely take; None where nobody can say.
@@ -41,7 +43,7 @@ pub(super) fn kernels(
 ) -> (Arc<dyn TileKernel>, Arc<dyn TileKernel>) {
     let gates = gate.tile_rows(n_tokens, THREADS).min(up.tile_rows(n_tokens, THREADS));
     let steps = [gates, down.tile_rows(n_tokens, THREADS)];
-    let entry = Entry { pool: Arc::clone(&stream.pool), layer: stream.layer, steps };
+    let entry = Entry { pool: Arc::clone(&stream.pool), layer: stream.layer, part: stream.part, steps };
     let [of_hidden, of_down] = ours;
     let gate_up = GateUp { entry: entry.clone(), gate, up, early, ours: of_hidden };
     (Arc::new(gate_up), Arc::new(Down { entry, down, ours: of_down }))
@@ -51,6 +53,7 @@ pub(super) fn kernels(
 struct Entry {
     pool: Arc<Pool>,
     layer: usize,
+    part: Part,
     /// Rows of a piece of work, of gates and ups and of downs.
     steps: [usize; 2],
 }
@@ -58,9 +61,10 @@ struct Entry {
 impl Entry {
     /// The work on these experts of the grouping.
     fn enter(&self, grouping: &Grouping, experts: &[usize], n_used: usize, next: &[usize]) -> Arc<Pass> {
-        let taken: Vec<(usize, usize)> = experts.iter().map(|e| (*e, grouping.of(*e).len())).collect();
+        let experts: Vec<(usize, usize)> = experts.iter().map(|e| (*e, grouping.of(*e).len())).collect();
         let n_tokens = grouping.choices.len() / n_used.max(1);
-        self.pool.enter(self.layer, &taken, n_tokens, self.steps, next)
+        let Entry { layer, part, steps, .. } = *self;
+        self.pool.enter(&Request { layer, part, experts: &experts, n_tokens, steps, next })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::residency::budget::{
 use crate::residency::{ExpertSlots, GpuLayers, Repack};
 use crate::session::{KV_STEP, SessionOptions, StageExperts};
 use crate::staging::{N_STACKS, pinned_bytes};
-use crate::{Error, Kernels, kv_cache, model};
+use crate::{Error, Kernels, batch, kv_cache, model};
 pub use batches::Crossover;
 use gguf::Gguf;
 use model_spec::{HyperParams, TensorId};
@@ -319,26 +319,27 @@ fn demand(
         budget.chances.get(layer as usize).and_then(|chances| chances.get(expert as usize).copied())
     };
     let n_cells = (n_ctx as usize).next_multiple_of(KV_STEP);
-    let working =
-        |is_fused| budget::compute_bytes(hparams, n_used, session.n_ubatch, n_cells as u32, is_fused);
+    let SessionOptions { n_batch, n_ubatch, .. } = batch::fitted(session, n_cells);
+    let working = |is_fused| budget::compute_bytes(hparams, n_used, n_ubatch, n_cells as u32, is_fused);
     // Without flash attention every head's scores are there at once.
     let scores = if session.flash_attention {
         0
     } else {
-        4 * u64::from(hparams.n_head) * n_cells as u64 * u64::from(session.n_ubatch)
+        4 * u64::from(hparams.n_head) * n_cells as u64 * u64::from(n_ubatch)
     };
     let demand = Demand::new(hparams, &survey.tensors(gguf), n_used, chance);
     let n_devices = survey.devices.len();
     let least = session.stage_experts.least_tokens().unwrap_or(usize::MAX);
-    let n_stacks = if session.n_ubatch as usize >= least { N_STACKS * n_devices } else { 0 };
-    let n_rows = u64::from(session.n_ubatch).min(n_cells as u64);
+    let n_stacks = if n_batch as usize >= least { N_STACKS * n_devices } else { 0 };
     Ok(Demand {
-        rows_bytes: (demand.table_bytes / u64::from(hparams.n_vocab.max(1))).saturating_mul(n_rows),
+        rows_bytes: (demand.table_bytes / u64::from(hparams.n_vocab.max(1)))
+            .saturating_mul(u64::from(n_batch)),
         stack_bytes: n_stacks as u64 * stack_bytes(&demand),
         pinned_bytes: pinned_bytes(n_devices),
         cache_bytes: kv_cache::layer_bytes(hparams, n_cells, session)?,
         compute_bytes: working(survey.kernels == Kernels::Bruce && survey.devices.is_empty()) + scores,
         beside_bytes: working(true),
+        waiting_bytes: budget::waiting_bytes(hparams, n_batch - n_ubatch, n_cells as u32),
         program_bytes: survey::program_bytes(hparams).saturating_add(survey.pinned_host_bytes),
         ..demand
     })

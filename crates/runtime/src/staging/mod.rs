@@ -9,7 +9,7 @@
 //! the CPU that gives on what the router chose as soon as all that was chosen is there. ggml's scheduler waits for the
 //! device before it copies the choice to the gate, and launches the products after it; so when a gate is reached, all before it is
 //! computed, and the stack of the layer before may be filled anew. A layer takes the longer of copying and computing, and the
-//! first layer of a micro-batch is copied during the last of the one before.
+//! first layer of a batch is copied during the last of the one before.
 //!
 //! What has arrived may be worth more than the experts in the device's slots: before a stack is filled anew, such experts
 //! are copied to slots from there, without a byte from the host. The pool that others are streamed through learns at
@@ -28,6 +28,7 @@ pub(crate) use copier::CHUNK_BYTES;
 use copier::{Counted, Shared};
 use ggml::{BufferType, CopyStream, Graph, RowKernel, Rows, Sources, Tensor};
 use layout::Layout;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -37,6 +38,9 @@ pub(crate) use sweep::{N_STACKS, Order};
 /// Threads that copy. One alone does not use all of a bus, as it also copies into pinned memory; and reads from a file
 /// want to be several.
 pub(crate) const N_COPIERS: usize = 3;
+
+/// Micro-batches whose choices a gate takes: operands of one node.
+pub(crate) const MOST_GATED: usize = 8;
 
 /// Bytes of pinned memory that experts pass through on their way to so many devices.
 pub(crate) fn pinned_bytes(n_devices: usize) -> u64 {
@@ -131,18 +135,37 @@ impl Staging {
         self.shared.sweep.order()
     }
 
-    /// Gate, up and down of a layer in its stack by `order`, and the experts `ids: [n_used, n_tokens]` that were chosen there, which
-    /// become known when they have arrived.
+    /// Gate, up and down of a layer in its stack by `order`, and the experts `ids: [n_used, n_tokens]` that were chosen there by
+    /// each micro-batch, which become known when all of them have arrived.
     ///
     /// # Panics
-    /// When the layer is not staged.
-    pub fn layer(&self, g: &Graph, layer: usize, order: Order, ids: &Tensor) -> ([&ExpertBank; 3], Tensor) {
+    /// When the layer is not staged, or there are more than [`MOST_GATED`] micro-batches.
+    pub fn layer(
+        &self,
+        g: &Graph,
+        layer: usize,
+        order: Order,
+        ids: &[Tensor],
+    ) -> ([&ExpertBank; 3], Vec<Tensor>) {
         let index = self.staged[layer].unwrap_or_else(|| panic!("layer {layer} is not staged"));
-        let gate = Gate { shared: Arc::clone(&self.shared), layer: index };
-        let [n_used, n_tokens, ..] = ids.ne();
-        let ids = g.custom_ints(&[n_used, n_tokens], &[ids], Arc::new(gate));
-        g.name(&ids, &format!("staged-{layer}"));
+        assert!(matches!(ids.len(), 1..=MOST_GATED), "{} micro-batches", ids.len());
+        let gate = Gate { shared: Arc::clone(&self.shared), layer: index, n_batches: ids.len() };
+        let n_used = ids[0].ne()[0];
+        let n_tokens: Vec<usize> = ids.iter().map(|ids| ids.ne()[1]).collect();
+        let sources: Vec<&Tensor> = ids.iter().collect();
+        let all = g.custom_ints(&[n_used, n_tokens.iter().sum()], &sources, Arc::new(gate));
+        g.name(&all, &format!("staged-{layer}"));
         let [gate, up, down] = self.shared.layers[index].banks(order);
+        let mut first = 0;
+        let mut of_batch = |n_tokens: &usize| {
+            let offset = first * all.nb()[1];
+            first += n_tokens;
+            g.view(&all, [n_used, *n_tokens, 1], [all.nb()[1], all.nb()[1] * n_tokens], offset)
+        };
+        let ids = match &n_tokens[..] {
+            [_] => vec![all],
+            several => several.iter().map(&mut of_batch).collect(),
+        };
         ([gate, up, down], ids)
     }
 
@@ -175,18 +198,23 @@ impl Staging {
     }
 }
 
-/// Gives the choice of experts on when they are there.
+/// Gives the choice of experts on when they are there, those of all micro-batches one behind the other.
 struct Gate {
     shared: Arc<Shared>,
     layer: usize,
+    n_batches: usize,
 }
 
 impl RowKernel for Gate {
     fn run(&self, sources: &Sources<'_>, rows: &mut Rows<'_>) {
-        let ids: &[i32] = sources.values(0);
         let n_used = sources.ne(0)[0];
-        if self.shared.sweep.enter(self.layer, ids) {
-            self.shared.learn(self.layer, ids, n_used);
+        let batches: Vec<&[i32]> = (0..self.n_batches).map(|number| sources.values(number)).collect();
+        let ids = match &batches[..] {
+            [only] => Cow::Borrowed(*only),
+            several => Cow::Owned(several.concat()),
+        };
+        if self.shared.sweep.enter(self.layer, &ids) {
+            self.shared.learn(self.layer, &ids, n_used);
         }
         while let Some((index, row)) = rows.take() {
             let ids = &ids[index * n_used..(index + 1) * n_used];

@@ -152,7 +152,7 @@ fn a_micro_batch_is_prepared_while_the_device_computes_the_one_before() {
         let model = load(&file.path, &on_device(device, change));
         let tokens: Vec<u32> = (0..300).map(|i| 3 + i * 7 % 200).collect();
         let new = || {
-            let options = SessionOptions { n_ubatch: 16, ..session_options() };
+            let options = SessionOptions { n_batch: 16, n_ubatch: 16, ..session_options() };
             Session::new(&model, &options).expect("a session")
         };
         let mut waiting = new();

@@ -79,6 +79,44 @@ fn answers_are_those_with_all_weights_on_the_device() {
     }
 }
 
+/// Prompts of several micro-batches, of which the last token's logits depend on all before it.
+#[test]
+fn prompts_pass_layer_by_layer() {
+    let device = stand_in(64 << 20);
+    let last_logits = |model: &Arc<Model>, how: &SessionOptions| {
+        let mut session = Session::new(model, how).expect("a session");
+        let text: Vec<u32> = prompt(model).into_iter().cycle().take(2 * N_TOKENS).collect();
+        let of_prompts = text.chunks(N_TOKENS).map(|tokens| {
+            session.decode(tokens, Logits::Last).expect("read");
+            session.logits(0).to_vec()
+        });
+        let found: Vec<Vec<f32>> = of_prompts.collect();
+        let staged = match session.expert_staging() {
+            ExpertStaging::Ready(statistics) => (statistics.n_layers, statistics.host_bytes),
+            ExpertStaging::None => (0, 0),
+            failed => panic!("{failed:?}"),
+        };
+        (found, staged)
+    };
+    for (file_type, layout) in [("q4_k", Stacked), ("q4_k", Split), ("f32", Stacked)] {
+        let file = tiny_moe(file_type, layout);
+        let expected = last_logits(&load(&file.path, &on_device(device, |_| ())), &staged(10, None)).0;
+        let model = load(&file.path, &on_device(device, on_host));
+        for n_batch in [10, 30, 2048] {
+            let how = SessionOptions { n_batch, ..staged(10, Some(10)) };
+            let (found, (n_layers, host_bytes)) = last_logits(&model, &how);
+            assert_eq!(difference(&expected, &found), 0.0, "{file_type}, {layout:?}, {n_batch}");
+            let n_sweeps = 2 * N_TOKENS.div_ceil(n_batch as usize) as u64;
+            assert!(n_layers <= 3 * n_sweeps && n_layers >= 2 * n_sweeps, "{n_batch}: {n_layers} layers");
+            assert!(host_bytes <= n_sweeps * expert_bytes(&model), "{n_batch}: {host_bytes} bytes");
+        }
+        // What a micro-batch alone would leave to the CPU.
+        let how = SessionOptions { n_batch: 2048, ..staged(10, Some(60)) };
+        let (found, (n_layers, _)) = last_logits(&model, &how);
+        assert_eq!((difference(&expected, &found), n_layers), (0.0, 6), "{file_type}, {layout:?}");
+    }
+}
+
 /// With stacks of another kind for each group, and layers whose types differ.
 #[test]
 fn experts_of_several_types_are_staged() {
@@ -196,7 +234,8 @@ fn smaller_batches_are_computed_beside() {
     let model = load(&file.path, &on_device(device, on_host));
     let (_, [n_layers, ..]) = answers_of(&model, &staged(64, Some(48)));
     assert_eq!(n_layers, 3, "64 tokens are staged, 6 are not");
-    let mut never = Session::new(&model, &staged(32, Some(48))).expect("a session");
+    let small = SessionOptions { n_batch: 32, ..staged(32, Some(48)) };
+    let mut never = Session::new(&model, &small).expect("a session");
     all_logits(&mut never);
     assert!(matches!(never.expert_staging(), ExpertStaging::None), "no batch is large enough");
 }

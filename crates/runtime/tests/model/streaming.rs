@@ -74,6 +74,48 @@ fn streamed_experts_change_no_bit() {
     }
 }
 
+/// Prompts of several micro-batches: the last token's logits, which depend on all before it.
+fn last_logits(model: &Arc<Model>, n_batch: u32) -> Vec<Vec<f32>> {
+    let options = SessionOptions { n_batch, n_ubatch: 10, ..session_options() };
+    let mut session = Session::new(model, &options).expect("a session");
+    let text: Vec<u32> = prompt(model).into_iter().cycle().take(145).collect();
+    let (first, second) = text.split_at(63);
+    let of_prompts = [first, second, &text[..1]].map(|tokens| {
+        session.decode(tokens, Logits::Last).expect("read");
+        session.logits(0).to_vec()
+    });
+    of_prompts.to_vec()
+}
+
+#[test]
+fn prompts_that_pass_layer_by_layer_change_no_bit_and_are_read_once() {
+    for (file_type, layout) in [("q4_k", Stacked), ("f32", Split)] {
+        let file = tiny_moe(file_type, layout);
+        let expected = last_logits(&resident(&file.path), 2048);
+        let least = least_pool(&file.path);
+        let all = std::fs::metadata(&file.path).expect("it is there").len();
+        for pool in [least, least + all / 3, all] {
+            let read = [10, 40, 2048].map(|n_batch| {
+                let model = load(&file.path, &streaming(pool));
+                let found = last_logits(&model, n_batch);
+                assert!(found == expected, "{file_type}: {pool} bytes, batches of {n_batch}");
+                model.expert_pool().expect("it is streamed").statistics().missed_bytes
+            });
+            match pool {
+                // A layer does not fit.
+                _ if pool == least => assert!(read[0] > read[1], "{file_type}: {pool} bytes: {read:?}"),
+                _ if pool < all => {
+                    assert!(
+                        2 * read[0] > 3 * read[1] && read[1] > read[2],
+                        "{file_type}: {pool} bytes: {read:?}"
+                    );
+                }
+                _ => assert_eq!(read[0], read[2], "{file_type}: all is read once"),
+            }
+        }
+    }
+}
+
 #[test]
 fn experts_of_mixed_types_are_streamed() {
     let split = tiny_moe("f32", Split);

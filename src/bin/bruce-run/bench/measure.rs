@@ -80,6 +80,7 @@ impl<'a> Bench<'a> {
         for test in tests {
             let mut options = SessionOptions {
                 n_ctx: test.n_prompt + test.n_gen + test.n_depth,
+                n_batch: test.n_batch,
                 n_ubatch: test.n_ubatch.min(test.n_batch),
                 n_threads: test.n_threads,
                 n_threads_batch: test.n_threads,

@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(short = 'd', long, value_name = "LIST", value_parser = int_list)]
     n_depth: Vec<IntList>,
 
-    /// Tokens given to the model at once [default: 2048]
+    /// Tokens given to the model at once; those of a prompt share what is read from the file [default: 2048]
     #[arg(short = 'b', long, value_name = "LIST", value_parser = int_list)]
     batch_size: Vec<IntList>,
 

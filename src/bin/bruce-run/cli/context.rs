@@ -14,7 +14,7 @@ pub struct ContextArgs {
     #[arg(short = 'c', long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
 
-    /// Tokens given to the model at once [default: 2048]
+    /// Tokens of a prompt that share what is read from the file or copied to GPUs, at most 8 times -ub [default: 2048]
     #[arg(short = 'b', long, value_name = "N", env = "LLAMA_ARG_BATCH", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: Option<u32>,
 
@@ -43,7 +43,7 @@ pub struct ContextArgs {
     #[arg(long, alias = "ctv", value_name = "TYPE", env = "LLAMA_ARG_CACHE_TYPE_V", value_parser = cache_type)]
     pub cache_type_v: Option<TensorType>,
 
-    /// Which prompts GPUs read with the experts that are on the CPU, copied to them in time: batches (-ub) of so many tokens
+    /// Which prompts GPUs read with the experts that are on the CPU, copied to them in time: batches (-b) of so many tokens
     /// and more, off, or auto: as measured when the model is loaded, and none where their memory is short
     #[arg(long, value_name = "N", default_value = "auto", value_parser = stage_experts)]
     pub stage_experts: StageExperts,
@@ -66,9 +66,10 @@ impl ContextArgs {
     /// The resolved form.
     pub fn options(&self) -> SessionOptions {
         let default = SessionOptions::default();
-        let n_batch = self.batch_size.unwrap_or(2048);
+        let n_batch = self.batch_size.unwrap_or(default.n_batch);
         SessionOptions {
             n_ctx: self.ctx_size.unwrap_or(default.n_ctx),
+            n_batch,
             n_ubatch: self.ubatch_size.unwrap_or(default.n_ubatch).min(n_batch),
             n_threads: self.threads.unwrap_or(default.n_threads),
             n_threads_batch: self.threads_batch.unwrap_or(default.n_threads_batch),

@@ -25,6 +25,8 @@ pub struct Demand {
     pub cache_bytes: u64,
     /// Compute buffers, where a whole micro-batch is computed.
     pub compute_bytes: u64,
+    /// What the other micro-batches of a batch keep meanwhile, where they pass layer by layer: of the host, and of devices.
+    pub waiting_bytes: [u64; 2],
     /// Compute buffers of the host where it computes experts of a whole micro-batch beside devices.
     pub beside_bytes: u64,
     /// The largest tensor. Devices take over products of large batches with weights of the host, and need room for a copy.
@@ -38,7 +40,7 @@ pub struct Demand {
     /// Embeddings, of which a token reads one row. They stay on the host, or in the file where experts are streamed and they
     /// are not the output matrix too.
     pub table_bytes: u64,
-    /// Their rows for a micro-batch, where they stay in the file.
+    /// Their rows for a batch, where they stay in the file.
     pub rows_bytes: u64,
     /// Whether the output matrix is that table, in a copy where it is on a device.
     pub is_tied: bool,
@@ -151,4 +153,11 @@ pub fn compute_bytes(hparams: &HyperParams, n_used: u32, n_ubatch: u32, n_ctx: u
     let of_token = hidden + 4 * n_embd * 4 + 2 * u64::from(n_ctx);
     let logits = u64::from(hparams.n_vocab) * 4;
     u64::from(n_ubatch.min(n_ctx.max(1))) * of_token + logits
+}
+
+/// What micro-batches of `n_tokens` tokens in all keep between layers, while others are computed: on the host their state, on
+/// devices the input of the feed-forward network too, as a layer's experts are waited for by all of them, and their masks.
+pub fn waiting_bytes(hparams: &HyperParams, n_tokens: u32, n_ctx: u32) -> [u64; 2] {
+    let state = 4 * u64::from(hparams.n_embd);
+    [state, 2 * state + 2 * u64::from(n_ctx)].map(|of_token| u64::from(n_tokens) * of_token)
 }

@@ -47,6 +47,7 @@ impl OnDevice {
                 (true, false) => demand.largest_dense_bytes,
                 (true, true) => 0,
             };
+            let waiting_bytes = if streamed || staged { demand.waiting_bytes[1] } else { 0 };
             Usage {
                 dense_bytes: demand.dense_bytes.iter().rev().take(n).sum(),
                 expert_bytes: in_slots(demand, decided, n)
@@ -54,7 +55,7 @@ impl OnDevice {
                     .map(|i| demand.experts[*i].size_bytes)
                     .sum(),
                 cache_bytes: demand.cache_bytes * n.saturating_sub(1) as u64, // the output has none
-                compute_bytes: if is_used { demand.compute_bytes + copied_bytes } else { 0 },
+                compute_bytes: if is_used { demand.compute_bytes + waiting_bytes + copied_bytes } else { 0 },
                 staging_bytes: if staged { demand.stack_bytes } else { 0 },
                 ..Usage::default()
             }

@@ -11,7 +11,7 @@ mod device;
 mod tests;
 mod time;
 
-pub use demand::{Demand, ExpertItem, compute_bytes};
+pub use demand::{Demand, ExpertItem, compute_bytes, waiting_bytes};
 pub use time::{Chances, TokenTime, crossover};
 
 use device::OnDevice;
@@ -276,8 +276,10 @@ impl<'a> Attempt<'a> {
             (_, false) => demand.compute_bytes / HOST_PART,
             (_, true) => demand.beside_bytes.max(demand.compute_bytes / HOST_PART),
         };
-        let pinned_bytes = if on_device.usage.staging_bytes > 0 { demand.pinned_bytes } else { 0 };
-        let compute_bytes = compute_bytes + pinned_bytes;
+        let stages = on_device.usage.staging_bytes > 0;
+        let pinned_bytes = if stages { demand.pinned_bytes } else { 0 };
+        let waiting_bytes = if streams || stages { demand.waiting_bytes[0] } else { 0 };
+        let compute_bytes = compute_bytes + waiting_bytes + pinned_bytes;
         let left_bytes = items(demand, &on_device.homes, Home::File).map(|item| item.size_bytes).sum();
         let reads_rows = streams && left_bytes > 0 && !demand.is_tied;
         let table_bytes = if reads_rows { demand.rows_bytes } else { demand.table_bytes };

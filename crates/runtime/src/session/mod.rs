@@ -1,7 +1,11 @@
 //! A conversation with a model: its KV cache, and tokens going in, logits coming out.
 
+mod inputs;
+mod observer;
+mod options;
+
 use crate::Error;
-use crate::batch::{Batches, MIN_OFFLOAD_TOKENS};
+use crate::batch::{self, Batches};
 use crate::graph::{self, BatchGraph, BatchShape};
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
@@ -11,78 +15,15 @@ use crate::routing::LayerRouting;
 use crate::saved_context;
 pub use crate::staging::StagingStatistics;
 use crate::staging::{Planned, Staging};
-use ggml::{Backend, Device, DeviceKind, Node, Scheduler, Tensor, ThreadPool, Type};
-use model_spec::HyperParams;
-use quants::TensorType;
+use ggml::{Backend, Device, DeviceKind, Node, Scheduler, Tensor, ThreadPool};
+use inputs::micro_batches;
+use observer::show;
+pub use observer::{ExpertRows, MatrixInput, Observer};
+pub(crate) use options::cache_types;
+pub use options::{SessionOptions, StageExperts};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// How a session computes; llama.cpp's names and defaults.
-#[derive(Clone, Debug)]
-pub struct SessionOptions {
-    /// Tokens the context holds; 0 for what the model was trained for.
-    pub n_ctx: u32,
-    /// Tokens computed at once when a prompt is read.
-    pub n_ubatch: u32,
-    /// Threads for single tokens; 0 for as many as there are cores.
-    pub n_threads: u32,
-    /// Threads for batches; 0 for the same.
-    pub n_threads_batch: u32,
-    /// Attention in one pass.
-    pub flash_attention: bool,
-    /// Type of the cached keys.
-    pub type_k: TensorType,
-    /// Type of the cached values.
-    pub type_v: TensorType,
-    /// Devices compute large batches with weights that lie on the host.
-    pub offload: bool,
-    /// Which batches take the experts that lie on the host through stacks on devices.
-    pub stage_experts: StageExperts,
-}
-
-/// Which batches take the experts that lie on the host through stacks on their layer's device, where one layer's are copied
-/// while another's are computed with. For layers whose other weights are on a device; smaller batches are computed by the CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StageExperts {
-    /// Those that ggml has devices take over; or by measurement, where there is a [plan](crate::plan). None where memory
-    /// for the stacks is short.
-    #[default]
-    Auto,
-    /// As [`Auto`](Self::Auto), but those of so many tokens and more.
-    AutoFrom(u32),
-    /// None.
-    Never,
-    /// Those of so many tokens and more; an error where memory for the stacks is short.
-    From(u32),
-}
-
-impl StageExperts {
-    /// The fewest tokens of such a batch.
-    pub(crate) fn least_tokens(self) -> Option<usize> {
-        match self {
-            StageExperts::Auto => Some(MIN_OFFLOAD_TOKENS),
-            StageExperts::Never => None,
-            StageExperts::AutoFrom(n_tokens) | StageExperts::From(n_tokens) => Some(n_tokens as usize),
-        }
-    }
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        SessionOptions {
-            n_ctx: 0,
-            n_ubatch: 512,
-            n_threads: 0,
-            n_threads_batch: 0,
-            flash_attention: true,
-            type_k: TensorType::F16,
-            type_v: TensorType::F16,
-            offload: true,
-            stage_experts: StageExperts::Auto,
-        }
-    }
-}
 
 /// Which tokens' logits a call wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,34 +35,6 @@ pub enum Logits {
     /// Every token's.
     All,
 }
-
-/// What a weight, or several, is multiplied with in one micro-batch.
-pub struct MatrixInput<'a> {
-    /// Names of the weights as in a model file; all experts of a projection under the name of the stacked tensor
-    /// (`blk.0.ffn_up_exps.weight`), whichever way the file stores them.
-    pub weights: &'a [String],
-    /// `[n_in, n_rows]`.
-    pub values: &'a [f32],
-    /// Extent of a row.
-    pub n_in: usize,
-    /// For weights that are experts: which ones are multiplied with.
-    pub experts: Option<ExpertRows<'a>>,
-}
-
-/// Which experts multiply with which rows of a [`MatrixInput`].
-#[derive(Clone, Copy, Debug)]
-pub struct ExpertRows<'a> {
-    /// `[n_used, n_tokens]`: each token's experts, each below `n_expert`. There is a row for each of them, or one for
-    /// each token that all its experts share.
-    pub ids: &'a [i32],
-    /// Experts that a token takes.
-    pub n_used: usize,
-    /// Experts that there are.
-    pub n_expert: usize,
-}
-
-/// Called with every input of a matrix product while a batch is computed.
-pub type Observer<'a> = &'a mut dyn FnMut(&MatrixInput<'_>);
 
 /// One sequence of tokens being read and continued.
 pub struct Session {
@@ -204,19 +117,22 @@ impl Session {
             backend.set_abort(Arc::clone(&stop));
             backend.set_threads(&pool);
         }
-        let mut scheduler = Scheduler::new(backends, graph::max_nodes(model), options.offload);
+        let options = &batch::fitted(options, n_ctx);
+        let n_batch = options.n_batch as usize;
+        let max_nodes = graph::max_nodes(model, n_batch.div_ceil(options.n_ubatch as usize));
+        let mut scheduler = Scheduler::new(backends, max_nodes, options.offload);
 
         let cache = KvCache::new(hparams, model.placement(), n_ctx, type_k, type_v)?;
-        let n_ubatch = (options.n_ubatch as usize).clamp(1, n_ctx);
         let embeddings = match model.embeddings() {
-            Some(table) => table.rows(n_ubatch)?,
+            Some(table) => table.rows(n_batch)?,
             None => model.weights().token_embd.clone(),
         };
+        // Of the largest batch of no more than so many tokens.
         let graph_of = |n_tokens: usize, staging: Option<&Staging>| {
             let batches = Batches { model, options, has_staging: staging.is_some() };
+            let n_tokens = batches.together(n_tokens, true);
             let shape = BatchShape {
-                n_tokens,
-                n_kv: n_ctx,
+                micro_batches: micro_batches(n_tokens, options, |_| n_ctx),
                 n_outputs: 1,
                 flash_attention: options.flash_attention,
                 kernels: batches.kernels(n_tokens),
@@ -227,13 +143,13 @@ impl Session {
             };
             graph::build(model, &cache, shape, staging, &embeddings).graph
         };
-        let staged_from = options.stage_experts.least_tokens().filter(|n| options.offload && *n <= n_ubatch);
+        let staged_from = options.stage_experts.least_tokens().filter(|n| options.offload && *n <= n_batch);
         let planned = staged_from.and_then(|_| Planned::new(model));
         let stacks = planned.as_ref().map(Planned::bytes).unwrap_or_default();
         let mut staging = planned.map(|planned| planned.start(model, Arc::clone(&stop))).transpose();
         if let Ok(Some(ready)) = &staging
             && let Err(error) =
-                free.check_staging(&stacks, &caches, &scheduler.measure(graph_of(n_ubatch, Some(ready))))
+                free.check_staging(&stacks, &caches, &scheduler.measure(graph_of(n_batch, Some(ready))))
         {
             staging = Err(error);
         }
@@ -243,7 +159,7 @@ impl Session {
         let ready = ready(&staging);
         // With staging, smaller batches are computed elsewhere.
         let smaller = staged_from.filter(|from| ready.is_some() && *from > 1).map(|from| from - 1);
-        for n_tokens in [n_ubatch].into_iter().chain(smaller) {
+        for n_tokens in [n_batch].into_iter().chain(smaller) {
             free.check_context(n_ctx, &caches, &scheduler.measure(graph_of(n_tokens, ready)))?;
             scheduler.reserve(graph_of(n_tokens, ready))?;
         }
@@ -254,7 +170,7 @@ impl Session {
             embeddings,
             model: Arc::clone(model),
             staging,
-            options: SessionOptions { n_ubatch: n_ubatch as u32, ..options.clone() },
+            options: options.clone(),
             n_ctx,
             n_past: 0,
             n_under_way: 0,
@@ -313,9 +229,11 @@ impl Session {
         logits: Logits,
         mut observer: Option<Observer<'_>>,
     ) -> Result<(), Error> {
+        // What is looked at on the way, or kept for every token, is that of one micro-batch at a time.
+        let may_sweep = observer.is_none() && self.routing.is_none() && logits != Logits::All;
         let mut rest = tokens;
         while !rest.is_empty() {
-            let (batch, after) = rest.split_at(rest.len().min(self.options.n_ubatch as usize));
+            let (batch, after) = rest.split_at(self.batches().together(rest.len(), may_sweep));
             let n_outputs = match logits {
                 Logits::None => 0,
                 Logits::Last => usize::from(after.is_empty()),
@@ -323,13 +241,14 @@ impl Session {
             };
             // A new borrow for each batch.
             let observer = observer.as_mut().map(|observer| &mut **observer as Observer<'_>);
-            self.compute(batch, after.len(), n_outputs, observer)?;
+            let n_next = self.batches().together(after.len(), may_sweep);
+            self.compute(batch, n_next, n_outputs, observer)?;
             rest = after;
         }
         Ok(())
     }
 
-    /// Waits for the micro-batch that is under way, if there is one.
+    /// Waits for the batch that is under way, if there is one.
     fn settle(&mut self) -> Result<(), Error> {
         let n_tokens = std::mem::take(&mut self.n_under_way);
         if n_tokens > 0 {
@@ -339,19 +258,20 @@ impl Session {
         Ok(())
     }
 
-    /// Computes one micro-batch and appends the logits of its last `n_outputs` tokens; `n_after` are read after it. Where
-    /// nothing is to be done with its results, it is only begun, and the next one prepared meanwhile.
+    /// Computes tokens [together](Batches::together) and appends the logits of the last `n_outputs` of them; `n_next` are computed
+    /// after them. Where nothing is to be done with the results, they are only begun, and the next ones prepared meanwhile.
     fn compute(
         &mut self,
         tokens: &[u32],
-        n_after: usize,
+        n_next: usize,
         n_outputs: usize,
         observer: Option<Observer<'_>>,
     ) -> Result<(), Error> {
         let n_tokens = tokens.len();
         let shape = self.shape(n_tokens, n_outputs, observer.is_some())?;
-        let goes_on = self.batches().are_staged(n_after.min(self.options.n_ubatch as usize));
+        let goes_on = self.batches().are_staged(n_next);
         let current = self.graph_of(shape)?;
+        let shape = &current.shape;
         // Only now may anything be written that is computed with.
         self.n_prepared_ahead += usize::from(self.n_under_way > 0);
         self.settle()?;
@@ -371,16 +291,18 @@ impl Session {
         if let Some(staging) = staging {
             staging.begin(current.n_staged, goes_on);
         }
-        self.fill_inputs(&current, &rows);
+        let window = model.hparams().sliding_window.map(|w| w as usize);
+        inputs::fill(&current, &rows, self.n_past, window);
         let has_results = current.logits.is_some() || shape.routing || shape.tapped || slots.is_some();
         let is_on_devices = !model.placement().devices().is_empty() && turn.is_none() && staging.is_none();
-        if n_after > 0 && is_on_devices && !has_results {
+        if n_next > 0 && is_on_devices && !has_results {
             self.scheduler.start(&current.graph).map_err(stopped)?;
             self.n_under_way = n_tokens;
             self.current = Some(current);
             return Ok(());
         }
-        let results: Vec<Tensor> = current.choices.iter().chain(fetched_logits(&current)).cloned().collect();
+        let choices = current.choices.iter().map(|choice| &choice.ids);
+        let results: Vec<Tensor> = choices.chain(fetched_logits(&current)).cloned().collect();
         let done = match observer {
             None => self.scheduler.compute_and_fetch(&current.graph, &results),
             Some(observer) => {
@@ -399,8 +321,8 @@ impl Session {
         self.n_past += n_tokens;
         self.keep_results(&current);
         if let Some((slots, running)) = slots {
-            for index in 0..current.choices.len() {
-                slots.observe(index, self.scheduler.result(index), shape.by_slots);
+            for (index, choice) in current.choices.iter().enumerate() {
+                slots.observe(choice.layer, self.scheduler.result(index), shape.by_slots);
             }
             drop(running);
         }
@@ -426,11 +348,11 @@ impl Session {
             });
         }
         let batches = self.batches();
-        let n_cells = self.n_past + self.n_under_way + n_tokens;
+        let n_past = self.n_past + self.n_under_way;
+        let n_kv = |n_tokens: usize| (n_past + n_tokens).next_multiple_of(KV_STEP).min(self.n_ctx);
         let staging = self.staging().filter(|_| !tapped && batches.are_staged(n_tokens));
         Ok(BatchShape {
-            n_tokens,
-            n_kv: n_cells.next_multiple_of(KV_STEP).min(self.n_ctx),
+            micro_batches: micro_batches(n_tokens, &self.options, n_kv),
             n_outputs,
             flash_attention: self.options.flash_attention,
             // Inputs of products that are fused into one node would never be seen.
@@ -442,7 +364,7 @@ impl Session {
         })
     }
 
-    /// The graph of the last micro-batch where it has this shape, else a new one that has its memory.
+    /// The graph of the last batch where it has this shape, else a new one that has its memory.
     fn graph_of(&mut self, shape: BatchShape) -> Result<BatchGraph, Error> {
         if let Some(current) = self.current.take().filter(|current| current.shape == shape) {
             return Ok(current);
@@ -487,24 +409,6 @@ impl Session {
     /// What was recorded since the last call: every layer with a router, micro-batch after micro-batch.
     pub fn take_routing(&mut self) -> Vec<LayerRouting> {
         self.routing.as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    /// `rows` are those of the tokens among the embeddings.
-    fn fill_inputs(&self, current: &BatchGraph, rows: &[i32]) {
-        let inputs = &current.inputs;
-        let n_tokens = rows.len();
-        let positions = self.n_past..self.n_past + n_tokens;
-        inputs.tokens.write_values(rows);
-        inputs.positions.write_values(&positions.clone().map(|p| p as i32).collect::<Vec<_>>());
-        inputs.cells.write_values(&positions.clone().map(|p| p as i64).collect::<Vec<_>>());
-        if let Some(mask) = &inputs.mask {
-            let window = self.model.hparams().sliding_window.map(|w| w as usize);
-            mask.write_values(&causal_mask(positions, current.shape.n_kv, window));
-        }
-        if let Some(outputs) = &inputs.outputs {
-            let first = n_tokens - current.shape.n_outputs;
-            outputs.write_values(&(first..n_tokens).map(|i| i as i32).collect::<Vec<_>>());
-        }
     }
 
     /// Logits of the `index`-th token that the last [`decode`](Self::decode) was asked for: one for each entry of the
@@ -645,36 +549,6 @@ fn stopped(error: ggml::Error) -> Error {
     }
 }
 
-/// Copies the input of a matrix product to the host and shows it.
-fn show(tap: &graph::Tap, n_expert: usize, observer: Observer<'_>) {
-    let mut values = vec![0f32; tap.x.n_elements()];
-    tap.x.read_values(0, &mut values);
-    let mut ids = vec![0i32; tap.ids.as_ref().map_or(0, |ids| ids.n_elements())];
-    if let Some(tensor) = &tap.ids {
-        tensor.read_values(0, &mut ids);
-    }
-    let n_used = tap.ids.as_ref().map_or(0, |ids| ids.ne()[0]);
-    observer(&MatrixInput {
-        weights: &tap.weights,
-        values: &values,
-        n_in: tap.x.ne()[0],
-        experts: tap.ids.as_ref().map(|_| ExpertRows { ids: &ids, n_used, n_expert }),
-    });
-}
-
-const F16_ZERO: u16 = 0;
-const F16_MINUS_INFINITY: u16 = 0xfc00;
-
-/// `[n_kv, n_tokens]`: each token sees the cells up to its own position, and no further back than the window.
-fn causal_mask(positions: std::ops::Range<usize>, n_kv: usize, window: Option<usize>) -> Vec<u16> {
-    let mut mask = vec![F16_MINUS_INFINITY; n_kv * positions.len()];
-    for (row, position) in mask.chunks_exact_mut(n_kv).zip(positions) {
-        let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
-        row[first..=position].fill(F16_ZERO);
-    }
-    mask
-}
-
 /// One thread for each core: hyper-threads share the units that multiply.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
@@ -688,49 +562,4 @@ pub(crate) fn new_pool(wanted: u32) -> Result<Arc<ThreadPool>, Error> {
         found: n_threads.to_string(),
         expected: "as many threads as the system can start".to_owned(),
     })
-}
-
-/// Types that the cache may have: those that rows can be written in and attention can read.
-pub(crate) fn cache_types(hparams: &HyperParams, options: &SessionOptions) -> Result<(Type, Type), Error> {
-    use TensorType::*;
-    let allowed = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL];
-    let check = |option: &'static str, ty: TensorType, head_dim: u32| {
-        let wrong = |expected: String| Err(Error::Option { option, found: ty.name().to_owned(), expected });
-        if !allowed.contains(&ty) {
-            return wrong(allowed.map(TensorType::name).join(", "));
-        }
-        if !(head_dim as usize).is_multiple_of(ty.block_len()) {
-            return wrong(format!("a type whose blocks divide a head of {head_dim}"));
-        }
-        Ok(Type::from_id(ty.id())?)
-    };
-    let type_k = check("--cache-type-k", options.type_k, hparams.head_dim_k)?;
-    let type_v = check("--cache-type-v", options.type_v, hparams.head_dim_v)?;
-    if !options.flash_attention && options.type_v.is_quantized() {
-        let expected = "F32, F16 or BF16 without flash attention".to_owned();
-        return Err(Error::Option {
-            option: "--cache-type-v",
-            found: options.type_v.name().to_owned(),
-            expected,
-        });
-    }
-    Ok((type_k, type_v))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_sees_itself_and_what_came_before() {
-        let (o, x) = (F16_ZERO, F16_MINUS_INFINITY);
-        assert_eq!(causal_mask(1..3, 4, None), [o, o, x, x, o, o, o, x]);
-        assert_eq!(causal_mask(0..1, 2, None), [o, x]);
-    }
-
-    #[test]
-    fn a_window_hides_what_is_further_back() {
-        let (o, x) = (F16_ZERO, F16_MINUS_INFINITY);
-        assert_eq!(causal_mask(2..4, 4, Some(2)), [x, o, o, x, x, x, o, o]);
-    }
 }
