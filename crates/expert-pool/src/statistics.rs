@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Counters since the pool was made, or differences of two of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistics {
-    /// Bytes of tiles that were in memory when a layer asked for them.
+    /// Bytes of tiles that were in memory when a layer asked for them, the first time where several batches pass it in turn.
     pub hit_bytes: u64,
     /// Bytes of tiles that had to be waited for, or were on their way.
     pub missed_bytes: u64,

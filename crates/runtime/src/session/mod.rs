@@ -3,6 +3,7 @@
 mod inputs;
 mod observer;
 mod options;
+mod setup;
 
 use crate::Error;
 use crate::batch::{self, Batches};
@@ -13,14 +14,16 @@ use crate::memory::Free;
 use crate::model::Model;
 use crate::routing::LayerRouting;
 use crate::saved_context;
+use crate::staging::Staging;
 pub use crate::staging::StagingStatistics;
-use crate::staging::{Planned, Staging};
-use ggml::{Backend, Device, DeviceKind, Node, Scheduler, Tensor, ThreadPool};
+use ggml::{Node, Scheduler, Tensor, ThreadPool};
 use inputs::micro_batches;
 use observer::show;
 pub use observer::{ExpertRows, MatrixInput, Observer};
 pub(crate) use options::cache_types;
 pub use options::{SessionOptions, StageExperts};
+use setup::Setup;
+pub(crate) use setup::new_pool;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +45,7 @@ pub struct Session {
     current: Option<BatchGraph>,
     scheduler: Scheduler,
     cache: KvCache,
-    /// `[n_embd, n]`: the rows of a micro-batch, or the whole table.
+    /// `[n_embd, n]`: the rows of a batch, or the whole table.
     embeddings: Tensor,
     model: Arc<Model>,
     staging: Result<Option<Staging>, Error>,
@@ -99,70 +102,26 @@ impl Session {
         let free = Free::now(model.placement().devices());
         free.check_context(n_ctx, &caches, &[])?;
 
-        let pool = new_pool(options.n_threads)?;
-        let pool_batch = match options.n_threads_batch {
-            n if n == 0 || n as usize == pool.n_threads() => Arc::clone(&pool),
-            n => new_pool(n)?,
-        };
-
+        let [pool, pool_batch] = setup::pools(options)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let mut backends = Vec::new();
-        for device in model.placement().devices() {
-            backends.push(Backend::new(*device)?);
-        }
-        let cpu =
-            Device::find(DeviceKind::Cpu).ok_or(ggml::Error::NoCpuBackend { searched: String::new() })?;
-        backends.push(Backend::new(cpu)?);
-        for backend in &mut backends {
-            backend.set_abort(Arc::clone(&stop));
-            backend.set_threads(&pool);
-        }
         let options = &batch::fitted(options, n_ctx);
-        let n_batch = options.n_batch as usize;
-        let max_nodes = graph::max_nodes(model, n_batch.div_ceil(options.n_ubatch as usize));
-        let mut scheduler = Scheduler::new(backends, max_nodes, options.offload);
-
+        let mut scheduler = setup::scheduler(model, options, &pool, &stop)?;
         let cache = KvCache::new(hparams, model.placement(), n_ctx, type_k, type_v)?;
         let embeddings = match model.embeddings() {
-            Some(table) => table.rows(n_batch)?,
+            Some(table) => table.rows(options.n_batch as usize)?,
             None => model.weights().token_embd.clone(),
         };
-        // Of the largest batch of no more than so many tokens.
-        let graph_of = |n_tokens: usize, staging: Option<&Staging>| {
-            let batches = Batches { model, options, has_staging: staging.is_some() };
-            let n_tokens = batches.together(n_tokens, true);
-            let shape = BatchShape {
-                micro_batches: micro_batches(n_tokens, options, |_| n_ctx),
-                n_outputs: 1,
-                flash_attention: options.flash_attention,
-                kernels: batches.kernels(n_tokens),
-                routing: false,
-                tapped: false,
-                by_slots: batches.use_slots(n_tokens),
-                staged: batches.are_staged(n_tokens).then(Default::default),
-            };
-            graph::build(model, &cache, shape, staging, &embeddings).graph
+        let setup = Setup {
+            model,
+            options,
+            n_ctx,
+            cache: &cache,
+            embeddings: &embeddings,
+            free: &free,
+            caches: &caches,
         };
-        let staged_from = options.stage_experts.least_tokens().filter(|n| options.offload && *n <= n_batch);
-        let planned = staged_from.and_then(|_| Planned::new(model));
-        let stacks = planned.as_ref().map(Planned::bytes).unwrap_or_default();
-        let mut staging = planned.map(|planned| planned.start(model, Arc::clone(&stop))).transpose();
-        if let Ok(Some(ready)) = &staging
-            && let Err(error) =
-                free.check_staging(&stacks, &caches, &scheduler.measure(graph_of(n_batch, Some(ready))))
-        {
-            staging = Err(error);
-        }
-        if matches!(options.stage_experts, StageExperts::From(_)) {
-            staging = Ok(staging?);
-        }
-        let ready = ready(&staging);
-        // With staging, smaller batches are computed elsewhere.
-        let smaller = staged_from.filter(|from| ready.is_some() && *from > 1).map(|from| from - 1);
-        for n_tokens in [n_batch].into_iter().chain(smaller) {
-            free.check_context(n_ctx, &caches, &scheduler.measure(graph_of(n_tokens, ready)))?;
-            scheduler.reserve(graph_of(n_tokens, ready))?;
-        }
+        let staging = setup.staging(&mut scheduler, &stop)?;
+        setup.reserve(&mut scheduler, &staging)?;
         Ok(Session {
             current: None,
             scheduler,
@@ -547,19 +506,4 @@ fn stopped(error: ggml::Error) -> Error {
         ggml::Error::Aborted => Error::Stopped,
         other => other.into(),
     }
-}
-
-/// One thread for each core: hyper-threads share the units that multiply.
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-/// So many threads, or one for each core where the number is 0.
-pub(crate) fn new_pool(wanted: u32) -> Result<Arc<ThreadPool>, Error> {
-    let n_threads = if wanted == 0 { default_threads() } else { wanted as usize };
-    ThreadPool::new(n_threads).map(Arc::new).ok_or_else(|| Error::Option {
-        option: "--threads",
-        found: n_threads.to_string(),
-        expected: "as many threads as the system can start".to_owned(),
-    })
 }
