@@ -110,7 +110,9 @@ fn prompts_that_pass_layer_by_layer_change_no_bit_and_are_read_once() {
                         "{file_type}: {pool} bytes: {read:?}"
                     );
                 }
-                _ => assert_eq!(read[0], read[2], "{file_type}: all is read once"),
+                _ => {
+                    assert!(read.iter().all(|bytes| *bytes <= all), "{file_type}: all is read once: {read:?}")
+                }
             }
         }
     }
