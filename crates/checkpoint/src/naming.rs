@@ -41,8 +41,36 @@ pub(crate) fn parse(id: &str, total_weights: u64) -> NameParts {
         Some((organization, name)) => (Some(organization).filter(|o| !o.starts_with('.')), name),
         None => (None, id),
     };
+    let mut parts = classified(full_name, total_weights);
+    settle(&mut parts);
+    let those = |is: fn(Kinds) -> bool| -> Vec<&str> {
+        parts.iter().filter(|(_, kinds)| is(*kinds)).map(|(part, _)| part.as_str()).collect()
+    };
+    let joined = |parts: Vec<&str>| (!parts.is_empty()).then(|| parts.join("-"));
+    let mut sizes: Vec<&str> = Vec::new();
+    for size in those(|k| k.size) {
+        if !sizes.contains(&size) {
+            sizes.push(size);
+        }
+    }
+    let size_label = joined(sizes);
+    let finetune = joined(those(|k| k.finetune));
+    let version = joined(those(|k| k.version && !k.basename));
+    let is_ambiguous = size_label.is_none() && finetune.is_none() && version.is_none();
+    NameParts {
+        full_name: Some(full_name.to_owned()),
+        organization: organization.map(str::to_owned),
+        basename: joined(those(|k| k.basename)).filter(|_| !is_ambiguous),
+        finetune,
+        version,
+        size_label,
+    }
+}
+
+/// The parts of a name between hyphens, and what each is by its own spelling.
+fn classified(name: &str, total_weights: u64) -> Vec<(String, Kinds)> {
     let mut parts: Vec<(String, Kinds)> =
-        full_name.split('-').filter(|p| !p.is_empty()).map(|p| (p.to_owned(), Kinds::default())).collect();
+        name.split('-').filter(|p| !p.is_empty()).map(|p| (p.to_owned(), Kinds::default())).collect();
     for (i, (part, kinds)) in parts.iter_mut().enumerate() {
         let lower = part.to_lowercase();
         if is_version(&lower) {
@@ -56,15 +84,21 @@ pub(crate) fn parse(id: &str, total_weights: u64) -> NameParts {
             kinds.finetune = true;
         }
     }
+    parts
+}
+
+/// Decides by the neighbours what spelling leaves open: which words at the start are the basename, and which are of a
+/// finetune.
+fn settle(parts: &mut [(String, Kinds)]) {
     // `mini` is a size only where no number says it better.
     let digits = |part: &str| part.chars().any(|c| c.is_ascii_digit());
     if parts.iter().any(|(part, kinds)| kinds.size && digits(part)) {
-        for (part, kinds) in &mut parts {
+        for (part, kinds) in &mut *parts {
             kinds.size &= !part.chars().all(char::is_alphabetic);
         }
     }
     let mut at_start = true;
-    for (part, kinds) in &mut parts {
+    for (part, kinds) in &mut *parts {
         let plain_word = kinds.count() == 0 && part.starts_with(char::is_alphabetic);
         if at_start && (plain_word || kinds.version) {
             kinds.basename = true;
@@ -73,36 +107,12 @@ pub(crate) fn parse(id: &str, total_weights: u64) -> NameParts {
             kinds.finetune |= kinds.count() == 0;
         }
     }
+    // A version that ends the basename is the version.
     for (_, kinds) in parts.iter_mut().rev() {
         if !(kinds.basename && kinds.count() > 1) {
             break;
         }
         kinds.basename = false;
-    }
-    let join = |is: fn(Kinds) -> bool| {
-        let chosen: Vec<&str> = parts.iter().filter(|(_, k)| is(*k)).map(|(p, _)| p.as_str()).collect();
-        (!chosen.is_empty()).then_some(chosen)
-    };
-    let size_label = join(|k| k.size).map(|mut sizes| {
-        let mut seen = Vec::new();
-        sizes.retain(|s| {
-            !seen.contains(s) && {
-                seen.push(*s);
-                true
-            }
-        });
-        sizes.join("-")
-    });
-    let finetune = join(|k| k.finetune).map(|p| p.join("-"));
-    let version = join(|k| k.version && !k.basename).map(|p| p.join("-"));
-    let ambiguous = size_label.is_none() && finetune.is_none() && version.is_none();
-    NameParts {
-        full_name: Some(full_name.to_owned()),
-        organization: organization.map(str::to_owned),
-        basename: join(|k| k.basename).filter(|_| !ambiguous).map(|p| p.join("-")),
-        finetune,
-        version,
-        size_label,
     }
 }
 
