@@ -135,6 +135,22 @@ fn bench_has_llama_benchs_columns() {
 }
 
 #[test]
+fn a_bench_that_fails_leaves_no_half_table() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    for format in ["md", "json", "csv", "sql"] {
+        let output = run(bruce_run().args(["bench", "missing.gguf", "-p", "8", "-n", "0", "-o", format]));
+        refused(&output, 1, &["missing.gguf"]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{format}");
+    }
+    // What was measured before is printed as a whole.
+    let flags = ["missing.gguf", "-p", "8", "-n", "0", "-r", "1", "-o", "json"];
+    let output = run(bruce_run().arg("bench").arg(&model).args(flags));
+    refused(&output, 1, &["missing.gguf"]);
+    let list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(list.as_array().map(Vec::len), Some(1));
+}
+
+#[test]
 fn perplexity_is_llama_cpps() {
     // The 20th value of llama-perplexity on the files that llama.cpp makes of the same checkpoint.
     for (file_type, expected) in [("BF16", 38.2868), ("Q8_0", 38.2648), ("Q4_K_M", 38.5783)] {

@@ -13,6 +13,7 @@ use crate::cli::model::{Overrides, gpu_layers, kernels_parser, tensor_overrides}
 use crate::cli::values::{cache_type, int_list, int_pair, size};
 use crate::print;
 use bruce::exit::{UsageError, with_hint};
+use measure::Bench;
 use quants::TensorType;
 use report::{Columns, Format, Report};
 use runtime::Kernels;
@@ -213,8 +214,17 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     ggml::load_backends()?;
     let columns = Columns { limits: !args.kernels.is_empty(), pool: args.expert_pool.is_some() };
     let mut report = Report::new(args.output, &tests, columns);
-    print(&report.header())?;
-    let mut bench = measure::Bench::new(args)?;
+    let measured = print_rows(args, &tests, &mut report);
+    // What was measured before an error is a whole table too.
+    if measured.is_ok() || report.has_rows() {
+        print(&report.end())?;
+    }
+    measured
+}
+
+/// Measures every test and prints its row.
+fn print_rows(args: &Args, tests: &[Test], report: &mut Report) -> Result<(), anyhow::Error> {
+    let mut bench = Bench::new(args)?;
     for (i, tests) in tests.chunk_by(Test::differ_in_kernels_only).enumerate() {
         if args.progress {
             bruce::say!("bench {}: {}", i + 1, tests[0].name());
@@ -223,7 +233,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
             print(&report.row(test, &outcome))?;
         }
     }
-    print(&report.footer())
+    Ok(())
 }
 
 impl Test {

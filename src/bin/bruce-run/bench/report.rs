@@ -7,6 +7,7 @@ use super::stats::{deviation, mean, median};
 use super::streaming::Streamed;
 use super::{Switch, Test};
 use clap::ValueEnum;
+use quants::TensorType;
 use runtime::Kernels;
 use runtime::residency::GpuLayers;
 use runtime::slots::SlotStatistics;
@@ -53,7 +54,7 @@ impl Report {
     }
 
     /// What comes before the first row.
-    pub fn header(&self) -> String {
+    fn head(&self) -> String {
         match self.format {
             Format::Md => {
                 let heads: String = self.columns.iter().map(|c| cell(c.0, c.1)).collect();
@@ -75,9 +76,20 @@ impl Report {
         }
     }
 
-    /// One result.
+    /// Whether there are results.
+    pub fn has_rows(&self) -> bool {
+        self.n_rows > 0
+    }
+
+    /// One result. The head comes with the first, so that a model that can't be loaded leaves none behind.
     pub fn row(&mut self, test: &Test, outcome: &Outcome) -> String {
+        let head = if self.has_rows() { String::new() } else { self.head() };
+        let row = self.text_of(test, outcome);
         self.n_rows += 1;
+        head + &row
+    }
+
+    fn text_of(&self, test: &Test, outcome: &Outcome) -> String {
         match self.format {
             Format::Md => {
                 let cells: String = self.columns.iter().map(|c| cell(&(c.2)(test, outcome), c.1)).collect();
@@ -85,7 +97,7 @@ impl Report {
             }
             Format::Json => {
                 let object = serde_json::to_string_pretty(&object(test, outcome)).unwrap_or_default();
-                let comma = if self.n_rows > 1 { ",\n" } else { "" };
+                let comma = if self.has_rows() { ",\n" } else { "" };
                 format!("{comma}{object}")
             }
             Format::Jsonl => format!("{}\n", object(test, outcome)),
@@ -103,16 +115,18 @@ impl Report {
         }
     }
 
-    /// What comes behind the last row.
-    pub fn footer(&self) -> String {
-        match self.format {
+    /// What comes behind the last row; with the head where there was none.
+    pub fn end(&self) -> String {
+        let head = if self.has_rows() { String::new() } else { self.head() };
+        let foot = match self.format {
             Format::Md => {
                 let level = quants::matmul::Level::current().name();
                 format!("\nbuild: {}, kernel level: {level}\n", env!("BRUCE_VERSION"))
             }
             Format::Json => "\n]\n".to_owned(),
             _ => String::new(),
-        }
+        };
+        head + &foot
     }
 }
 
@@ -123,91 +137,103 @@ fn cell(text: &str, width: i32) -> String {
 
 /// The columns that say something: those of every table, and those whose values differ or are not the default.
 fn columns(tests: &[Test], besides: Columns) -> Vec<Column> {
-    let mut columns = vec![
-        Column("model", -30, |_, o| o.model.description()),
-        Column("size", 10, |_, o| binary_size(o.model.size_bytes())),
-        Column("params", 10, |_, o| count(o.model.n_params())),
-        Column("backend", -10, |_, _| backends()),
-    ];
+    let columns = asked(tests, besides).into_iter().chain(found(tests, besides));
+    columns.filter_map(|(is_wanted, column)| is_wanted.then_some(column)).collect()
+}
+
+/// The columns of what was asked for, and whether they say something.
+fn asked(tests: &[Test], besides: Columns) -> Vec<(bool, Column)> {
     let any = |differs: fn(&Test) -> bool| tests.iter().any(differs);
-    let on_gpu = backends() != "CPU";
-    let mut optional = |wanted: bool, column: Column| {
-        if wanted {
-            columns.push(column);
-        }
-    };
-    optional(on_gpu, Column("ngl", 3, |t, _| layers(t.load.n_gpu_layers).to_string()));
-    optional(any(|t| t.load.n_cpu_moe != 0), Column("n_cpu_moe", 10, |t, _| t.load.n_cpu_moe.to_string()));
-    optional(any(|t| t.load.vram.is_some()), Column("vram", 8, |t, _| budget(t.load.vram)));
-    optional(any(|t| t.load.ram.is_some()), Column("ram", 8, |t, _| budget(t.load.ram)));
-    let with_slots = any(|t| t.load.expert_slots.is_some());
-    optional(
-        with_slots,
-        Column("slots", 5, |t, _| t.load.expert_slots.map_or("-".to_owned(), |n| n.to_string())),
-    );
-    optional(true, Column("threads", 7, |t, _| t.n_threads.to_string()));
-    optional(any(|t| t.n_batch != 2048), Column("n_batch", 7, |t, _| t.n_batch.to_string()));
-    optional(any(|t| t.n_ubatch != 512), Column("n_ubatch", 8, |t, _| t.n_ubatch.to_string()));
-    let is_f16 = |ty: quants::TensorType| ty == quants::TensorType::F16;
-    optional(!tests.iter().all(|t| is_f16(t.type_k)), Column("type_k", 6, |t, _| lower(t.type_k)));
-    optional(!tests.iter().all(|t| is_f16(t.type_v)), Column("type_v", 6, |t, _| lower(t.type_v)));
-    optional(
-        any(|t| t.flash_attention != Switch::Auto),
-        Column("fa", 3, |t, _| switch_number(t.flash_attention).to_string()),
-    );
-    optional(any(|t| !t.load.use_mmap), Column("lm", 10, |t, _| load_mode(t).to_owned()));
-    optional(
-        any(|t| t.load.repack != Switch::Auto),
-        Column("rpk", 3, |t, _| switch_number(t.load.repack).to_string()),
-    );
-    optional(besides.limits, Column("kernels", 7, |_, o| kernels(o).to_owned()));
-    columns.push(Column("test", 15, |t, _| t.name()));
-    columns.push(Column("t/s", 20, |_, o| {
-        let rates = o.samples.rates();
-        format!("{:.2} ± {:.2}", mean(&rates), deviation(&rates))
-    }));
-    let is_planned = besides.pool || tests.iter().any(|t| t.load.vram.is_some() || t.load.ram.is_some());
-    if is_planned {
-        columns.push(Column("expected tg t/s", 15, |_, o| speed(o.expected)));
-    }
-    if besides.pool || tests.iter().any(|t| t.load.ram.is_some()) {
-        columns.push(Column("with disk", 9, |_, o| of_stream(o, |s| speed(s.expected_with_disk))));
-        columns.push(Column("and hits", 8, |_, o| of_stream(o, |s| speed(s.expected_with_both))));
-        columns.push(Column("in memory", 9, |_, o| of_stream(o, |s| format!("{:.1} %", 100.0 * s.hit_rate))));
-        columns.push(Column("of disk's", 9, |_, o| of_stream(o, |s| format!("{:.0} %", 100.0 * s.of_limit))));
-    }
-    if with_slots {
-        columns.push(Column("hits", 7, |_, o| {
-            of_slots(o, |slots| format!("{:.1} %", 100.0 * slots.hit_rate()))
-        }));
-        columns.push(Column("moved", 5, |_, o| of_slots(o, |slots| slots.promotions.to_string())));
-    }
-    if besides.limits {
-        columns.push(Column("median t/s", 10, |_, o| format!("{:.2}", median(&o.samples.rates()))));
-        columns.push(Column("GOP/s", 8, |t, o| format!("{:.1}", reached(t, o).gop_per_s)));
-        columns.push(Column("MB/token", 8, |t, o| format!("{:.1}", reached(t, o).bytes_per_token / 1e6)));
-        columns.push(Column("GB/s", 6, |t, o| {
-            reached(t, o).gb_per_s.map_or("-".to_owned(), |rate| format!("{rate:.2}"))
-        }));
-        columns.push(Column("of memory's", 14, |t, o| {
-            let Reached { gb_per_s, limit_gb_per_s, .. } = reached(t, o);
-            let share = gb_per_s.map_or("-".to_owned(), |r| format!("{:.0} %", 100.0 * r / limit_gb_per_s));
-            format!("{limit_gb_per_s:.2} {share}")
-        }));
-    }
-    columns
+    vec![
+        (true, Column("model", -30, |_, o| o.model.description())),
+        (true, Column("size", 10, |_, o| binary_size(o.model.size_bytes()))),
+        (true, Column("params", 10, |_, o| count(o.model.n_params()))),
+        (true, Column("backend", -10, |_, _| backends())),
+        (backends() != "CPU", Column("ngl", 3, |t, _| layers(t.load.n_gpu_layers).to_string())),
+        (any(|t| t.load.n_cpu_moe != 0), Column("n_cpu_moe", 10, |t, _| t.load.n_cpu_moe.to_string())),
+        (any(|t| t.load.vram.is_some()), Column("vram", 8, |t, _| budget(t.load.vram))),
+        (any(|t| t.load.ram.is_some()), Column("ram", 8, |t, _| budget(t.load.ram))),
+        (
+            any(|t| t.load.expert_slots.is_some()),
+            Column("slots", 5, |t, _| or_dash(t.load.expert_slots, |n| n.to_string())),
+        ),
+        (true, Column("threads", 7, |t, _| t.n_threads.to_string())),
+        (any(|t| t.n_batch != 2048), Column("n_batch", 7, |t, _| t.n_batch.to_string())),
+        (any(|t| t.n_ubatch != 512), Column("n_ubatch", 8, |t, _| t.n_ubatch.to_string())),
+        (any(|t| t.type_k != TensorType::F16), Column("type_k", 6, |t, _| lower(t.type_k))),
+        (any(|t| t.type_v != TensorType::F16), Column("type_v", 6, |t, _| lower(t.type_v))),
+        (
+            any(|t| t.flash_attention != Switch::Auto),
+            Column("fa", 3, |t, _| switch_number(t.flash_attention).to_string()),
+        ),
+        (any(|t| !t.load.use_mmap), Column("lm", 10, |t, _| load_mode(t).to_owned())),
+        (
+            any(|t| t.load.repack != Switch::Auto),
+            Column("rpk", 3, |t, _| switch_number(t.load.repack).to_string()),
+        ),
+        (besides.limits, Column("kernels", 7, |_, o| kernels(o).to_owned())),
+        (true, Column("test", 15, |t, _| t.name())),
+    ]
+}
+
+/// The columns of what was found, and whether they say something.
+fn found(tests: &[Test], besides: Columns) -> Vec<(bool, Column)> {
+    let any = |asks: fn(&Test) -> bool| tests.iter().any(asks);
+    let is_streamed = besides.pool || any(|t| t.load.ram.is_some());
+    let is_planned = is_streamed || any(|t| t.load.vram.is_some());
+    let has_slots = any(|t| t.load.expert_slots.is_some());
+    vec![
+        (true, Column("t/s", 20, |_, o| with_deviation(&o.samples.rates()))),
+        (is_planned, Column("expected tg t/s", 15, |_, o| speed(o.expected))),
+        (is_streamed, Column("with disk", 9, |_, o| of_stream(o, |s| speed(s.expected_with_disk)))),
+        (is_streamed, Column("and hits", 8, |_, o| of_stream(o, |s| speed(s.expected_with_both)))),
+        (
+            is_streamed,
+            Column("in memory", 9, |_, o| of_stream(o, |s| format!("{:.1} %", 100.0 * s.hit_rate))),
+        ),
+        (
+            is_streamed,
+            Column("of disk's", 9, |_, o| of_stream(o, |s| format!("{:.0} %", 100.0 * s.of_limit))),
+        ),
+        (has_slots, Column("hits", 7, |_, o| of_slots(o, |s| format!("{:.1} %", 100.0 * s.hit_rate())))),
+        (has_slots, Column("moved", 5, |_, o| of_slots(o, |s| s.promotions.to_string()))),
+        (besides.limits, Column("median t/s", 10, |_, o| format!("{:.2}", median(&o.samples.rates())))),
+        (besides.limits, Column("GOP/s", 8, |t, o| format!("{:.1}", reached(t, o).gop_per_s))),
+        (besides.limits, Column("MB/token", 8, |t, o| format!("{:.1}", reached(t, o).bytes_per_token / 1e6))),
+        (
+            besides.limits,
+            Column("GB/s", 6, |t, o| or_dash(reached(t, o).gb_per_s, |rate| format!("{rate:.2}"))),
+        ),
+        (besides.limits, Column("of memory's", 14, |t, o| of_memory(&reached(t, o)))),
+    ]
+}
+
+/// Mean and standard deviation.
+fn with_deviation(rates: &[f64]) -> String {
+    format!("{:.2} ± {:.2}", mean(rates), deviation(rates))
+}
+
+/// The memory's rate, and what share of it was reached.
+fn of_memory(reached: &Reached) -> String {
+    let limit = reached.limit_gb_per_s;
+    format!("{limit:.2} {}", or_dash(reached.gb_per_s, |rate| format!("{:.0} %", 100.0 * rate / limit)))
+}
+
+/// What `show` makes of a value, or a dash without one.
+fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or("-".to_owned(), show)
 }
 
 fn speed(tokens_per_second: Option<f64>) -> String {
-    tokens_per_second.map_or("-".to_owned(), |speed| format!("{speed:.2}"))
+    or_dash(tokens_per_second, |speed| format!("{speed:.2}"))
 }
 
 fn of_stream(outcome: &Outcome, show: fn(&Streamed) -> String) -> String {
-    outcome.streamed.as_ref().map_or("-".to_owned(), show)
+    or_dash(outcome.streamed.as_ref(), show)
 }
 
 fn of_slots(outcome: &Outcome, show: fn(&SlotStatistics) -> String) -> String {
-    outcome.slots.as_ref().map_or("-".to_owned(), show)
+    or_dash(outcome.slots.as_ref(), show)
 }
 
 /// What a field holds, as far as the formats care.
@@ -387,10 +413,10 @@ fn backends() -> String {
 }
 
 fn budget(bytes: Option<u64>) -> String {
-    bytes.map_or("-".to_owned(), bruce::size::bytes)
+    or_dash(bytes, bruce::size::bytes)
 }
 
-fn lower(ty: quants::TensorType) -> String {
+fn lower(ty: TensorType) -> String {
     ty.name().to_ascii_lowercase()
 }
 
@@ -453,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_table_has_a_rule_that_shows_the_sides() {
-        let header = Report::new(Format::Md, &[], Columns::default()).header();
+        let header = Report::new(Format::Md, &[], Columns::default()).head();
         let lines: Vec<&str> = header.lines().collect();
         assert!(
             lines[0].starts_with("| model                          |       size |     params | backend    |")
@@ -466,7 +492,7 @@ mod tests {
 
     #[test]
     fn a_table_in_sql_names_every_field_once() {
-        let header = Report::new(Format::Sql, &[], Columns::default()).header();
+        let header = Report::new(Format::Sql, &[], Columns::default()).head();
         assert_eq!(header.matches("\n  ").count(), FIELDS.len());
         assert!(header.contains("  avg_ts REAL,\n  stddev_ts REAL,\n  kernels TEXT,\n"));
         let last = FIELDS.last().expect("fields").0;
