@@ -171,6 +171,24 @@ fn perplexity_is_llama_cpps() {
     }
 }
 
+/// 512, as llama-perplexity has it, unless `-c 0` asks for the model's own context.
+#[test]
+fn a_chunk_has_the_size_that_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model.gguf");
+    let root = crate::support::root();
+    let key = "llama.context_length=int:1024";
+    let mut quant = bruce_quant();
+    quant.arg(root.join("models/tiny-moe")).args(["-q", "q8_0", "--quiet", "--override-kv", key, "-o"]);
+    succeed(quant.arg(&model));
+    let size = |flags: &[&str]| {
+        let mut command = bruce_run();
+        command.arg("perplexity").arg(&model).arg("-f").arg(root.join("models/tiny-moe/heldout.txt"));
+        json(command.args(["--chunks", "1", "--json"]).args(flags))["chunk_size"].as_u64()
+    };
+    assert_eq!([size(&[]), size(&["-c", "0"]), size(&["-c", "256"])], [Some(512), Some(1024), Some(256)]);
+}
+
 #[test]
 fn a_text_too_short_for_perplexity_is_refused() {
     let Some(model) = quantized("tinymoe", "Q8_0") else { return };

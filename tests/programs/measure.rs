@@ -63,6 +63,10 @@ fn kl_divergence_is_llama_perplexitys() {
     for line in ["Mean PPL(Q)                   : ", "Mean    KLD: ", "99.9%   KLD: ", "Same top p: "] {
         assert!(text.contains(&format!("\n{line}")), "{line:?} is not in:\n{text}");
     }
+    // Planned for the base's chunks, not for the usual ones.
+    let little = ["--kernels", "bruce", "--ram", "1M", "--base"];
+    let output = run(bruce_run().arg("kl-divergence").arg(&model).args(little).arg(&logits));
+    refused(&output, 1, &["the model needs", "393.2 kB for KV cache"]);
     let other_size = ["-c", "512", "--base"];
     let output = run(bruce_run().arg("kl-divergence").arg(&model).args(other_size).arg(&logits));
     refused(&output, 1, &["-c", "512", "256", "base.logits"]);

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Size of a chunk where none is named; llama-perplexity's.
-pub const DEFAULT_SIZE: u32 = 512;
+pub const DEFAULT_SIZE: usize = 512;
 
 /// The tokens of a text that fill whole chunks.
 pub struct Chunks {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 /// As for answers, but that the size of the context is that of a chunk.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("ctx_size", |arg| arg.help("Tokens of a chunk; 0: what the model was trained with [default: 512]")))]
 pub struct ReadingArgs {
     #[command(flatten)]
     load: LoadArgs,
@@ -23,27 +24,28 @@ pub struct ReadingArgs {
 }
 
 impl ReadingArgs {
-    /// Tokens of a chunk, where that was said.
+    /// Tokens of a chunk, where a number was given.
     pub fn asked_size(&self) -> Option<usize> {
         self.context.ctx_size.filter(|n| *n > 0).map(|n| n as usize)
     }
 
-    /// Tokens of a chunk.
-    pub fn size(&self) -> usize {
-        self.asked_size().unwrap_or(DEFAULT_SIZE as usize)
+    /// Tokens of a chunk that the model in a file reads.
+    ///
+    /// # Errors
+    /// Where the file has to be asked and can't be read.
+    pub fn size(&self, path: &Path) -> Result<usize, anyhow::Error> {
+        match self.context.ctx_size {
+            Some(0) => Ok(plan::hyper_params(path)?.n_ctx_train as usize),
+            _ => Ok(self.asked_size().unwrap_or(DEFAULT_SIZE)),
+        }
     }
 
-    /// Options of a session that holds a chunk of `size` tokens.
-    pub fn session(&self, size: usize) -> SessionOptions {
-        SessionOptions { n_ctx: size as u32, ..self.context.options() }
-    }
-
-    /// The model, loaded as planned, and the options of a session that holds a chunk.
+    /// The model, loaded as planned for chunks of `size` tokens, and the options of a session that holds one.
     ///
     /// # Errors
     /// As [`plan::load`].
-    pub fn load(&self, path: &Path) -> Result<(Arc<Model>, SessionOptions), anyhow::Error> {
-        let mut options = self.session(self.size());
+    pub fn load(&self, path: &Path, size: usize) -> Result<(Arc<Model>, SessionOptions), anyhow::Error> {
+        let mut options = SessionOptions { n_ctx: size as u32, ..self.context.options() };
         let model = plan::load(path, &self.load, &self.placement, &mut options, false)?;
         Ok((model, options))
     }

@@ -86,7 +86,11 @@ pub struct Args {
 /// # Errors
 /// Where a file can't be read or written, or the text is too short.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
-    let size = args.reading.size();
+    // Where no text is read, it is only what tokens are counted in.
+    let size = match args.file {
+        Some(_) => args.reading.size(&args.model.path()?)?,
+        None => args.reading.asked_size().unwrap_or(chunks::DEFAULT_SIZE),
+    };
     let mut total = Imatrix { chunk_size: size as u32, ..Imatrix::default() };
     for path in &args.in_file {
         total.add(&Imatrix::read(path)?).map_err(|error| anyhow!("{}: {error}", path.display()))?;
@@ -120,7 +124,7 @@ fn collect(
 ) -> Result<BTreeMap<String, Entry>, anyhow::Error> {
     let path = args.model.path()?;
     let text = text_file(file)?;
-    let (model, options) = args.reading.load(&path)?;
+    let (model, options) = args.reading.load(&path, size)?;
     let special = if args.parse_special { Special::Parse } else { Special::Literal };
     let mut chunks = Chunks::of_text(&text, file, model.tokenizer(), special, size, -1)?;
     if args.first_chunk >= chunks.n_chunks() {

@@ -11,9 +11,8 @@ use crate::cli::model::ModelFile;
 use crate::cli::reading::ReadingArgs;
 use crate::cli::values::n_chunks;
 use crate::logits_file::LogitsReader;
-use crate::{chunks, parallel, print};
+use crate::{chunks, parallel, plan, print};
 use anyhow::bail;
-use runtime::model::Model;
 use runtime::session::Session;
 use serde_json::json;
 use statistics::Statistics;
@@ -32,6 +31,7 @@ Files of log-probabilities are llama-perplexity's; either program reads the othe
 /// Flags of `bruce-run kl-divergence`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[command(mut_arg("ctx_size", |arg| arg.help("Tokens of a chunk, which are those of the base; another number is an error")))]
 pub struct Args {
     #[command(flatten)]
     model: ModelFile,
@@ -58,8 +58,7 @@ pub struct Args {
 /// Where model or file can't be read, or don't belong together.
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
-    let (model, _) = args.reading.load(&path)?;
-    compare(&model, &path, &args.base, args.chunks, &args.reading, args.json)
+    compare(&path, &args.base, args.chunks, &args.reading, args.json)
 }
 
 /// Compares a model with the base in a file, chunk by chunk, and prints the result.
@@ -67,24 +66,22 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
 /// # Errors
 /// As [`run`].
 pub fn compare(
-    model: &std::sync::Arc<Model>,
     path: &Path,
     base: &Path,
     wanted: i64,
     reading: &ReadingArgs,
     as_json: bool,
 ) -> Result<(), anyhow::Error> {
-    let n_vocab = model.hparams().n_vocab as usize;
+    // Before the model, which is planned for chunks of this size and whose loading may take minutes.
+    let n_vocab = plan::hyper_params(path)?.n_vocab as usize;
     let mut saved = LogitsReader::open(base, n_vocab)?;
     let size = saved.chunk_size();
     if let Some(found) = reading.asked_size().filter(|n| *n != size) {
         bail!("-c: found {found}, expected {size}, the size of the chunks in {}", base.display());
     }
-    let mut session = Session::new(model, &reading.session(size)).map_err(crate::advise)?;
+    let (model, options) = reading.load(path, size)?;
+    let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_chunks = usize::try_from(wanted).map_or(saved.n_chunks(), |wanted| wanted.min(saved.n_chunks()));
-    if n_chunks == 0 {
-        bail!("--chunks: found 0, expected at least one");
-    }
     if !as_json {
         bruce::say!("{n_chunks} chunks of {size}");
     }

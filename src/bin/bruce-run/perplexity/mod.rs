@@ -67,14 +67,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let path = args.model.path()?;
     if let Some(base) = args.save_logits.as_deref().filter(|_| args.kl_divergence) {
-        let (model, _) = args.reading.load(&path)?;
-        return kl_divergence::compare(&model, &path, base, args.chunks, &args.reading, args.json);
+        return kl_divergence::compare(&path, base, args.chunks, &args.reading, args.json);
     }
     let file = args.file.as_deref().ok_or_else(|| UsageError("missing -f FILE, the text".to_owned()))?;
     // Before the model, whose loading may take minutes.
     let text = text_file(file)?;
-    let size = args.reading.size();
-    let (model, options) = args.reading.load(&path)?;
+    let size = args.reading.size(&path)?;
+    let (model, options) = args.reading.load(&path, size)?;
     let chunks = Chunks::of_text(&text, file, model.tokenizer(), Special::Literal, size, args.chunks)?;
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
     let n_vocab = model.hparams().n_vocab as usize;

@@ -125,6 +125,14 @@ fn open(path: &Path) -> Result<Gguf, anyhow::Error> {
     Ok(Gguf::open(path).map_err(runtime::Error::from)?)
 }
 
+/// The hyperparameters in a file's header.
+///
+/// # Errors
+/// Where the file can't be read, or has none.
+pub fn hyper_params(path: &Path) -> Result<HyperParams, anyhow::Error> {
+    Ok(HyperParams::from_gguf(&open(path)?).map_err(runtime::Error::from)?)
+}
+
 fn budget(gguf: &Gguf, args: &BudgetArgs) -> Result<Budget, anyhow::Error> {
     let mut budget = Budget { vram_bytes: args.vram, ram_bytes: args.ram, chances: Vec::new() };
     if let Some(path) = &args.trace {

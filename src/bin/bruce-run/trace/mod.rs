@@ -82,8 +82,8 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         |path: &Option<PathBuf>| path.as_ref().map(|path| NewFile::create(path, overwrite)).transpose();
     let (json_file, svg_file) = (create(&args.output)?, create(&args.svg)?);
 
-    let size = args.reading.size();
-    let (model, options) = args.reading.load(&path)?;
+    let size = args.reading.size(&path)?;
+    let (model, options) = args.reading.load(&path, size)?;
     if !model.hparams().is_moe() {
         let error =
             anyhow!("{}: found a model without experts, expected a Mixture of Experts", path.display());
