@@ -1,6 +1,6 @@
 //! Plans by budget, with a device that stands in for a GPU and with a control group that limits memory.
 
-use crate::support::{bruce_run, quantized, refused, run, skip, stderr, succeed};
+use crate::support::{bruce_run, quantized, refused, root, run, skip, stderr, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -206,4 +206,25 @@ fn the_limit_of_a_control_group_is_what_may_be_used() {
     let output = run(group.bruce_run().arg(model()).args(["-c", "262144", "-p", "Hi", "-no-cnv", "-n", "1"]));
     refused(&output, 1, &["a context of 262144 tokens needs", "are free"]);
     succeed(group.bruce_run().arg(model()).args(["-p", "Hi", "-no-cnv", "-n", "1", "-c", "256"]));
+}
+
+#[test]
+fn what_a_control_group_has_no_room_for_is_not_locked() {
+    let Some(model) = quantized("smol4x", "Q4_K_M") else { return };
+    let Some(group) = Group::new(256 << 20) else { return };
+    let output =
+        run(group.bruce_run().arg(model).args(["--mlock", "-c", "256", "-p", "Hi", "-no-cnv", "-n", "1"]));
+    refused(&output, 1, &["--mlock: ", "are to be locked, and", "are free"]);
+}
+
+#[test]
+fn importances_are_collected_in_a_control_group_that_is_too_small_for_the_model() {
+    let Some(model) = quantized("smol4x", "Q4_K_M") else { return };
+    let Some(group) = Group::new(256 << 20) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("imatrix.gguf");
+    let text = root().join("models/tiny-moe/heldout.txt");
+    let flags = ["-c", "64", "--chunks", "1", "-f"];
+    succeed(group.bruce_run().arg("imatrix").arg(model).args(flags).arg(text).arg("-o").arg(&output));
+    assert!(output.is_file());
 }

@@ -87,7 +87,7 @@ pub enum Error {
         /// The kind of memory: `CPU`, `CUDA0`, ...
         place: String,
         /// Tokens asked for.
-        n_ctx: u32,
+        n_ctx: u64,
         /// All in all.
         needed_bytes: u64,
         /// The KV cache's part.
@@ -105,6 +105,14 @@ pub enum Error {
         /// All weights that are to go there.
         needed_bytes: u64,
         /// What the device, or the machine (or its cgroup), has.
+        available_bytes: u64,
+    },
+    /// A model that is to be locked into memory doesn't fit.
+    #[error("--mlock: {needed_bytes} bytes are to be locked, but {available_bytes} are free")]
+    LockedMemory {
+        /// The parts of the file with weights on the host, which are locked whole.
+        needed_bytes: u64,
+        /// What the machine (or its cgroup) has.
         available_bytes: u64,
     },
     /// Stacks that experts are staged in for large batches don't fit.

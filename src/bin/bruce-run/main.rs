@@ -115,6 +115,11 @@ fn advise(error: runtime::Error) -> anyhow::Error {
                 "leave out -ngl, --no-mmap and --repack: what fits is planned then; or say how much may be used with --vram and --ram",
             )
         }
+        runtime::Error::LockedMemory { needed_bytes, available_bytes } => {
+            let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
+            let error = anyhow::anyhow!("--mlock: {needed} are to be locked, and {available} are free");
+            exit::with_hint(error, "leave it out: the experts that have no room are read from the file then")
+        }
         runtime::Error::Shortage { needed, available_bytes } => {
             let parts: Vec<String> = runtime::plan::in_words(&needed)
                 .into_iter()

@@ -43,7 +43,7 @@ impl Free {
                 Some(available_bytes) if needed_bytes > available_bytes => {
                     return Err(Error::ContextMemory {
                         place: place.name(),
-                        n_ctx: n_ctx as u32,
+                        n_ctx: n_ctx as u64,
                         needed_bytes,
                         kv_bytes,
                         compute_bytes,
@@ -92,6 +92,19 @@ impl Free {
             _ => Ok(()),
         }
     }
+
+    /// Refuses to lock more of the host's memory than is free.
+    ///
+    /// # Errors
+    /// [`Error::LockedMemory`].
+    pub fn check_lock(&self, needed_bytes: u64) -> Result<(), Error> {
+        match self.host_bytes {
+            Some(available_bytes) if needed_bytes > available_bytes => {
+                Err(Error::LockedMemory { needed_bytes, available_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +124,23 @@ mod tests {
         );
         assert!(check(free(Some(100)), u64::MAX, u64::MAX).is_err());
         assert!(check(free(None), u64::MAX, 1).is_ok());
+    }
+
+    #[test]
+    fn the_largest_context_is_named_in_full() {
+        let free = Free { host_bytes: Some(1), devices: Vec::new() };
+        let caches = [(BufferType::cpu(), u64::MAX)];
+        let error = free.check_context(1 << 32, &caches, &[]).expect_err("too much").to_string();
+        assert!(error.contains("a context of 4294967296 tokens"), "{error}");
+    }
+
+    #[test]
+    fn no_more_is_locked_than_is_free() {
+        let free = |host_bytes| Free { host_bytes, devices: Vec::new() };
+        assert!(free(Some(100)).check_lock(100).is_ok());
+        assert!(free(None).check_lock(u64::MAX).is_ok());
+        let error = free(Some(100)).check_lock(101).expect_err("too much").to_string();
+        assert!(error.contains("--mlock") && error.contains("101 bytes"), "{error}");
     }
 
     #[test]

@@ -71,7 +71,16 @@ const MAX_COPIERS: usize = 4;
 const MIN_SHARE_BYTES: usize = 1 << 20;
 
 /// Uses the mapped file itself as the buffer of the tensors that stay on the host, and has it read ahead.
+///
+/// # Errors
+/// Where it is to be locked, and there is no room for it: the system would end the process for want of pages to take back.
 fn lend(gguf: &Gguf, mapped: &[&Pending<'_>], mlock: bool) -> Result<(), Error> {
+    if mlock {
+        let has_mapped = |part: &usize| mapped.iter().any(|p| p.pieces[0].info.part == *part);
+        let parts = (0..gguf.parts().len()).filter(has_mapped);
+        let locked_bytes = parts.map(|part| gguf.mapping(part).len() as u64).sum();
+        Free::now(&[]).check_lock(locked_bytes)?;
+    }
     let mut files = Vec::new();
     for part in 0..gguf.parts().len() {
         let mut tensors = mapped.iter().filter(|p| p.pieces[0].info.part == part).peekable();

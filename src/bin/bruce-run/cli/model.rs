@@ -49,7 +49,7 @@ impl ModelFile {
 }
 
 /// How it is loaded.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct LoadArgs {
     /// How many experts each token takes, instead of what the file says
@@ -297,6 +297,11 @@ impl LoadArgs {
             || self.rope_scale.is_some()
             || self.rope_freq_base.is_some()
             || self.rope_freq_scale.is_some()
+    }
+
+    /// The same with these kernels, where none were asked for.
+    pub fn with_default_kernels(&self, kernels: Kernels) -> LoadArgs {
+        LoadArgs { kernels: self.kernels.or(Some(kernels)), ..self.clone() }
     }
 
     /// The resolved form of both groups.

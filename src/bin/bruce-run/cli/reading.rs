@@ -4,6 +4,7 @@ use super::context::ContextArgs;
 use super::model::{LoadArgs, PlacementArgs};
 use crate::chunks::DEFAULT_SIZE;
 use crate::plan;
+use runtime::Kernels;
 use runtime::model::Model;
 use runtime::session::SessionOptions;
 use std::path::Path;
@@ -45,8 +46,30 @@ impl ReadingArgs {
     /// # Errors
     /// As [`plan::load`].
     pub fn load(&self, path: &Path, size: usize) -> Result<(Arc<Model>, SessionOptions), anyhow::Error> {
+        self.load_as(&self.load, path, size)
+    }
+
+    /// The same for a session that looks at the inputs of products. Only ggml's kernels show them, so the plan is made for
+    /// these, which can't stream experts: what has no room in memory is read as pages of the mapped file.
+    ///
+    /// # Errors
+    /// As [`plan::load`].
+    pub fn load_tapped(
+        &self,
+        path: &Path,
+        size: usize,
+    ) -> Result<(Arc<Model>, SessionOptions), anyhow::Error> {
+        self.load_as(&self.load.with_default_kernels(Kernels::Ggml), path, size)
+    }
+
+    fn load_as(
+        &self,
+        load: &LoadArgs,
+        path: &Path,
+        size: usize,
+    ) -> Result<(Arc<Model>, SessionOptions), anyhow::Error> {
         let mut options = SessionOptions { n_ctx: size as u32, ..self.context.options() };
-        let model = plan::load(path, &self.load, &self.placement, &mut options, false)?;
+        let model = plan::load(path, load, &self.placement, &mut options, false)?;
         Ok((model, options))
     }
 }

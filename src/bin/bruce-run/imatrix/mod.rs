@@ -124,7 +124,7 @@ fn collect(
 ) -> Result<BTreeMap<String, Entry>, anyhow::Error> {
     let path = args.model.path()?;
     let text = text_file(file)?;
-    let (model, options) = args.reading.load(&path, size)?;
+    let (model, options) = args.reading.load_tapped(&path, size)?;
     let special = if args.parse_special { Special::Parse } else { Special::Literal };
     let mut chunks = Chunks::of_text(&text, file, model.tokenizer(), special, size, -1)?;
     if args.first_chunk >= chunks.n_chunks() {
