@@ -245,3 +245,33 @@ fn verify_names_a_file_with_a_missing_key_once() {
     refused(&output, 1, &["layer_norm_rms_epsilon: found no such key"]);
     assert_eq!(stderr(&output).matches("damaged.gguf").count(), 1, "{}", stderr(&output));
 }
+
+#[test]
+fn help_is_a_word_too() {
+    assert!(succeed(bruce_quant().arg("help")).contains("Usage: bruce-quant <MODEL>"));
+    assert!(succeed(bruce_quant().args(["help", "verify"])).contains("Usage: bruce-quant verify"));
+    refused(&run(bruce_quant().args(["help", "-q", "q4_k"])), 1, &["help: cannot open"]);
+}
+
+#[test]
+fn what_is_no_checkpoint_is_explained() {
+    let folder = tiny_moe_copy();
+    let quant = |folder: &std::path::Path| {
+        let output = run(bruce_quant().arg(folder).args(["-q", "q4_k", "-o", "unwritten.gguf"]));
+        (output.status.code(), stderr(&output))
+    };
+    fs::remove_file(folder.path().join("model.safetensors")).expect("removed");
+    fs::write(folder.path().join("other-Q8_0.gguf"), "GGUF").expect("a file");
+    let (code, said) = quant(folder.path());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("hint: it holds a GGUF file") && said.contains("other-Q8_0.gguf"), "{said}");
+
+    let (code, said) = quant(std::path::Path::new("mistyped.gguf"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.starts_with("error: mistyped.gguf: cannot open: No such file"), "{said}");
+
+    // Every type that the help calls fit for use without importances is.
+    let help = succeed(bruce_quant().arg("--help"));
+    let types = help.split("Types, in any case:").nth(1).and_then(|rest| rest.split("only with").next());
+    assert!(types.is_some_and(|types| types.contains("IQ3_S,") && !types.contains("IQ3_XS")), "{types:?}");
+}

@@ -22,11 +22,7 @@ pub(crate) struct Directory {
 
 impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Directory> {
-        let fail = |source| Error::Io {
-            file: path.to_owned(),
-            action: "cannot open the checkpoint directory",
-            source,
-        };
+        let fail = |source| Error::Io { file: path.to_owned(), action: "cannot open", source };
         let real = path.canonicalize().map_err(fail)?;
         if !real.is_dir() {
             return Err(Error::malformed(

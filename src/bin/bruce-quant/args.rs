@@ -1,5 +1,6 @@
 //! The command line, as typed.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,9 +40,9 @@ Examples:
       stacks the experts of an old file, so that today's llama.cpp loads it; no weight changes
 
 Types, in any case: Q4_K_M (or Q4_K), Q4_K_S, Q5_K_M (or Q5_K), Q5_K_S, Q6_K, Q8_0, BF16, F16, F32;
-  Q3_K_L, Q3_K_M (or Q3_K), Q3_K_S, Q2_K, IQ4_XS, IQ4_NL, IQ3_M, IQ3_S, IQ3_XS, Q4_0, Q4_1, Q5_0,
-  Q5_1, MXFP4_MOE, TQ1_0, TQ2_0, Q1_0, Q2_0; and only with --imatrix: IQ3_XXS, Q2_K_S, IQ2_M, IQ2_S,
-  IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
+  Q3_K_L, Q3_K_M (or Q3_K), Q3_K_S, Q2_K, IQ4_XS, IQ4_NL, IQ3_M, IQ3_S, Q4_0, Q4_1, Q5_0, Q5_1,
+  MXFP4_MOE, TQ1_0, TQ2_0, Q1_0, Q2_0; and only with --imatrix: IQ3_XS, IQ3_XXS, Q2_K_S, IQ2_M,
+  IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
 COPY keeps the types of a GGUF file.
 The types of single tensors follow llama-quantize, so the tensors equal those it makes.
 Types of tensors (TYPE below): f32, f16, bf16, q8_0, q6_K, q5_K, q4_K, q3_K, q2_K, iq4_xs, iq4_nl,
@@ -310,11 +311,11 @@ fn in_order(matches: &clap::ArgMatches) -> Vec<TypeRules> {
 
 impl Args {
     /// The arguments of this process, or the exit code where the command line asks for help or makes no sense.
-    pub fn from_command_line() -> Result<Args, ExitCode> {
+    pub fn from_command_line(argv: &[OsString]) -> Result<Args, ExitCode> {
         let plain = bruce::terminal::no_color();
         let matches = <Args as clap::CommandFactory>::command();
         let matches = if plain { matches.styles(Styles::plain()) } else { matches };
-        let parsed = matches.try_get_matches().and_then(|m| {
+        let parsed = matches.try_get_matches_from(argv).and_then(|m| {
             let mut args = <Args as clap::FromArgMatches>::from_arg_matches(&m)?;
             args.type_rules = in_order(&m);
             Ok(args)
@@ -324,10 +325,7 @@ impl Args {
                 let shown = write!(std::io::stdout(), "{}", error.render());
                 exit::finish(shown.map_err(exit::stdout_error))
             }
-            _ => {
-                let argv: Vec<_> = std::env::args_os().collect();
-                exit::finish(Err(bruce::usage::refusal(&error, "bruce-quant", subcommand::NAMES, &argv)))
-            }
+            _ => exit::finish(Err(bruce::usage::refusal(&error, "bruce-quant", subcommand::NAMES, argv))),
         })
     }
 }

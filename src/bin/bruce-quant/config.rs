@@ -210,7 +210,7 @@ pub fn advise(error: convert::Error) -> anyhow::Error {
         ),
         convert::Error::NeedsImportance { .. } => exit::with_hint(
             error,
-            "--imatrix takes a file that llama-imatrix or bruce-run imatrix makes; types of 3 bits and more need none",
+            "--imatrix takes a file that llama-imatrix or bruce-run imatrix makes; Q2_K, Q3_K_S and IQ3_S need none",
         ),
         convert::Error::Requantize { .. } => exit::with_hint(
             error,

@@ -1,6 +1,6 @@
 //! Opens what is to be converted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bruce::exit;
 use checkpoint::{Checkpoint, OpenOptions};
@@ -16,18 +16,39 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<(Box<dyn Input>, Vec<S
         let warnings = model.warnings().to_vec();
         return Ok((Box::new(model), warnings));
     }
-    let checkpoint = Checkpoint::open_with(path, options).map_err(|error| match is_hub_name(path) {
-        true => exit::with_hint(
-            error,
-            format!(
-                "nothing is downloaded: hf download {} --local-dir DIRECTORY, then bruce-quant DIRECTORY",
-                path.display()
-            ),
-        ),
-        false => error.into(),
+    let checkpoint = Checkpoint::open_with(path, options).map_err(|error| match hint(path, &error) {
+        Some(hint) => exit::with_hint(error, hint),
+        None => error.into(),
     })?;
     let warnings = checkpoint.warnings().to_vec();
     Ok((Box::new(checkpoint), warnings))
+}
+
+/// What to do about a checkpoint that can't be read, where that is known.
+fn hint(path: &Path, error: &checkpoint::Error) -> Option<String> {
+    if is_hub_name(path) {
+        return Some(format!(
+            "nothing is downloaded: hf download {} --local-dir DIRECTORY, then bruce-quant DIRECTORY",
+            path.display()
+        ));
+    }
+    if matches!(error, checkpoint::Error::UnknownTensors { .. }) {
+        return Some("--ignore-unknown-tensors leaves them out".to_owned());
+    }
+    let file = only_gguf_files(path)?;
+    Some(format!("it holds a GGUF file, which goes in by its own name: bruce-quant {}", file.display()))
+}
+
+/// The first GGUF file of a directory that has no part of a checkpoint's model in it.
+fn only_gguf_files(path: &Path) -> Option<PathBuf> {
+    let mut files: Vec<PathBuf> = path.read_dir().ok()?.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let has =
+        |extension: &str| files.iter().position(|file| file.extension().is_some_and(|e| e == extension));
+    match has("safetensors") {
+        Some(_) => None,
+        None => has("gguf").map(|at| files.swap_remove(at)),
+    }
 }
 
 /// Whether a path that leads nowhere reads as a model's name on the hub, `user/name`.

@@ -25,13 +25,19 @@ use args::Args;
 use config::Config;
 
 fn main() -> ExitCode {
-    let argv: Vec<_> = std::env::args_os().collect();
+    let mut argv: Vec<_> = std::env::args_os().collect();
+    // `help` and `help verify`, as bruce-run and others take them; a directory of that name is meant where there is more.
+    let is_help = argv.get(1).is_some_and(|first| first == "help");
+    if is_help && (argv.len() == 2 || argv.len() == 3 && subcommand::is_one(&argv[2])) {
+        argv.remove(1);
+        argv.push("--help".into());
+    }
     match argv.get(1).and_then(|first| first.to_str()) {
         Some("verify") => return exit::finish(verify::run(&argv)),
         Some("card") => return exit::finish(card::run(&argv)),
         _ => (),
     }
-    let args = match Args::from_command_line() {
+    let args = match Args::from_command_line(&argv) {
         Ok(args) => args,
         Err(ended) => return ended,
     };

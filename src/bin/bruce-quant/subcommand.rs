@@ -1,12 +1,17 @@
 //! Command lines whose first word says what is to be done instead of a conversion.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
 /// The words that may come first.
 pub const NAMES: &[&str] = &["verify", "card"];
+
+/// Whether a word is one of them.
+pub fn is_one(word: &OsStr) -> bool {
+    NAMES.iter().any(|name| word == *name)
+}
 
 /// The subcommand's arguments; `None` where its help was asked for and has been printed.
 ///
