@@ -203,6 +203,12 @@ fn devices_name_the_cpu() {
     assert!(succeed(bruce_run().arg("devices")).contains("CPU"));
     let list = json(bruce_run().args(["devices", "--json"]));
     assert!(list.as_array().expect("a list").iter().any(|device| device["kind"] == "CPU"), "{list}");
+    // Where Linux says what is free, that is not all there is.
+    if cfg!(target_os = "linux") {
+        let cpu = list.as_array().and_then(|list| list.iter().find(|device| device["kind"] == "CPU"));
+        let bytes = |key: &str| cpu.and_then(|cpu| cpu[key].as_u64()).expect("a number");
+        assert!(bytes("memory_free_bytes") < bytes("memory_total_bytes"), "{list}");
+    }
 }
 
 #[test]

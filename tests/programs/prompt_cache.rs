@@ -97,3 +97,11 @@ fn what_can_not_be_used_is_refused_and_kept() {
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert_eq!(listing(folder.path()), ["cache"]);
 }
+
+#[test]
+fn an_empty_file_is_a_new_cache() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    succeed(bruce_run().arg(&model).args(["-p", "In", "-n", "1", "--prompt-cache"]).arg(file.path()));
+    assert!(fs::read(file.path()).expect("the cache").starts_with(b"BRUCE-KV"));
+}

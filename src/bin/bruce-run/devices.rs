@@ -1,7 +1,7 @@
 //! `bruce-run devices`: what models can run on.
 
 use crate::{kernel_level, print};
-use ggml::DeviceKind;
+use ggml::{Device, DeviceKind};
 use quants::matmul::Level;
 use serde_json::json;
 use std::fmt::Write;
@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
         let list: Vec<_> = devices
             .iter()
             .map(|device| {
-                let (free, total) = device.memory();
+                let (free, total) = memory(device);
                 let is_cpu = device.kind() == DeviceKind::Cpu;
                 json!({
                     "name": device.name(),
@@ -42,10 +42,10 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     }
     let mut text = String::new();
     for device in devices {
-        let (free, total) = device.memory();
+        let (free, total) = memory(&device);
         let _ = write!(text, "{:<10} {:<12} {}", device.name(), kind(device.kind()), device.description());
         if total > 0 {
-            let (free, total) = (bruce::size::bytes(free as u64), bruce::size::bytes(total as u64));
+            let (free, total) = (bruce::size::bytes(free), bruce::size::bytes(total));
             let _ = write!(text, ", {free} of {total} free");
         }
         text.push('\n');
@@ -53,6 +53,15 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     let (level, variable) = (Level::current().name(), kernel_level::VARIABLE);
     let _ = writeln!(text, "\nKernel level: {level} ({variable} takes {})", kernel_level::supported());
     print(&text)
+}
+
+/// Bytes that are free, and all that there are. Of the host ggml says that all are free.
+fn memory(device: &Device) -> (u64, u64) {
+    let (free, total) = device.memory();
+    match runtime::memory::available_bytes() {
+        Some(available) if device.kind() == DeviceKind::Cpu => (available.min(total as u64), total as u64),
+        _ => (free as u64, total as u64),
+    }
 }
 
 fn kind(kind: DeviceKind) -> &'static str {

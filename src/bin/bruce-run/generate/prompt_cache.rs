@@ -56,12 +56,13 @@ pub struct PromptCache {
 }
 
 impl PromptCache {
-    /// Fills the session's context with what the file holds, and gives its tokens; none where there is no file yet.
+    /// Fills the session's context with what the file holds, and gives its tokens; none where there is no file yet, or an empty one.
     ///
     /// # Errors
     /// Where the file is damaged, or was written with another model or other settings.
     pub fn restore(&mut self, session: &mut Session) -> Result<Vec<TokenId>, anyhow::Error> {
-        if !self.path.exists() {
+        // An empty file is a new one too, as mktemp makes them.
+        if self.path.metadata().is_ok_and(|m| m.len() == 0) || !self.path.exists() {
             return Ok(Vec::new());
         }
         let tokens = session.restore(&self.path).map_err(|error| {
