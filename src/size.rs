@@ -17,6 +17,18 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// As [`bytes`], but no less than `n` when it is read again: what is needed, for those who type it in.
+pub fn bytes_at_least(n: u64) -> String {
+    let mut shown = n;
+    loop {
+        let text = bytes(shown);
+        if shown == u64::MAX || parse(&text).is_none_or(|read| read >= n) {
+            return text;
+        }
+        shown = shown.saturating_add((n / 20_000).max(1));
+    }
+}
+
 /// The bytes of a size as people write it: `12G`, `11.5 GB`, `800M`, `512` (bytes) in powers of ten, `11.5GiB` in powers of
 /// two; in any case. `None` for anything else.
 pub fn parse(text: &str) -> Option<u64> {
@@ -60,6 +72,17 @@ mod tests {
         assert_eq!(bytes(999_999), "1.00 MB");
         assert_eq!(bytes(14_600_000_000), "14.6 GB");
         assert_eq!(bytes(u64::MAX), "18.4 EB");
+    }
+
+    #[test]
+    fn what_is_needed_is_not_rounded_down() {
+        assert_eq!((bytes(414_840_000), bytes_at_least(414_840_000)), ("414.8 MB".into(), "414.9 MB".into()));
+        assert_eq!((bytes_at_least(512), bytes_at_least(1000)), ("512 B".into(), "1.00 kB".into()));
+        assert_eq!(bytes_at_least(u64::MAX), "18.4 EB");
+        for n in (1..29).map(|power| 3u64.pow(power) + u64::from(power)) {
+            let read = parse(&bytes_at_least(n)).expect("a size");
+            assert!(read >= n && read - n <= n / 100, "{n}: {read}");
+        }
     }
 
     #[test]

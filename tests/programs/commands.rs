@@ -199,6 +199,23 @@ fn a_text_too_short_for_perplexity_is_refused() {
 }
 
 #[test]
+fn a_chunk_too_short_to_be_scored_is_refused() {
+    let Some(model) = quantized("tinymoe", "Q8_0") else { return };
+    let perplexity = |size: &str| {
+        let mut command = bruce_run();
+        command
+            .arg("perplexity")
+            .arg(&model)
+            .arg("-f")
+            .arg(crate::support::root().join("models/tiny-moe/heldout.txt"));
+        command.args(["--chunks", "2", "--json", "-c", size]);
+        command
+    };
+    refused(&run(&mut perplexity("2")), 2, &["-c", "found 2", "at least 3"]);
+    assert!(json(&mut perplexity("3"))["perplexity"].as_f64().is_some_and(|found| found > 1.0));
+}
+
+#[test]
 fn devices_name_the_cpu() {
     assert!(succeed(bruce_run().arg("devices")).contains("CPU"));
     let list = json(bruce_run().args(["devices", "--json"]));

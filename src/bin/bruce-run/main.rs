@@ -80,7 +80,7 @@ fn print(text: &str) -> Result<(), anyhow::Error> {
 
 /// A failure of the runtime, with what the user might do about it.
 fn advise(error: runtime::Error) -> anyhow::Error {
-    use bruce::size::bytes;
+    use bruce::size::{bytes, bytes_at_least};
     match error {
         runtime::Error::ContextMemory {
             place,
@@ -91,9 +91,12 @@ fn advise(error: runtime::Error) -> anyhow::Error {
             available_bytes,
         } => {
             let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
-            let (kv, compute) = (bytes(kv_bytes), bytes(compute_bytes));
+            let parts = match compute_bytes {
+                0 => "for the KV cache alone".to_owned(),
+                _ => format!("{} for the KV cache, {} for computing", bytes(kv_bytes), bytes(compute_bytes)),
+            };
             let error = anyhow::anyhow!(
-                "{place}: a context of {n_ctx} tokens needs {needed} ({kv} for the KV cache, {compute} for computing), and {available} are free"
+                "{place}: a context of {n_ctx} tokens needs {needed} ({parts}), and {available} are free"
             );
             exit::with_hint(error, "use a smaller context (-c), or a smaller cache (-ctk q8_0 -ctv q8_0)")
         }
@@ -125,14 +128,14 @@ fn advise(error: runtime::Error) -> anyhow::Error {
                 .into_iter()
                 .map(|(what, size)| format!("{} for {what}", bytes(size)))
                 .collect();
-            let (all, available) = (bytes(needed.total_bytes()), bytes(available_bytes));
+            let (all, available) = (bytes_at_least(needed.total_bytes()), bytes(available_bytes));
             let error = anyhow::anyhow!(
                 "the model needs {all} of memory at least ({}), and {available} may be used",
                 parts.join(", ")
             );
             exit::with_hint(
                 error,
-                "use a smaller context (-c), a smaller cache (-ctk q8_0 -ctv q8_0), or a file of smaller types (bruce-quant -q)",
+                "use a smaller context (-c), a smaller cache (-ctk q8_0 -ctv q8_0), smaller micro-batches (-ub 64), or a file of smaller types (bruce-quant -q)",
             )
         }
         other => other.into(),

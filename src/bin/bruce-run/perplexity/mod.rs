@@ -29,6 +29,9 @@ Examples:
 
 Values compare only between files with one tokenizer, on one text, with one -c.";
 
+/// A chunk has a half that is scored, but for the first token of that.
+const LEAST_SIZE: usize = 3;
+
 /// Flags of `bruce-run perplexity`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -73,6 +76,9 @@ pub fn run(args: &Args) -> Result<(), anyhow::Error> {
     // Before the model, whose loading may take minutes.
     let text = text_file(file)?;
     let size = args.reading.size(&path)?;
+    if size < LEAST_SIZE {
+        return Err(UsageError(format!("-c: found {size}, expected at least {LEAST_SIZE}")).into());
+    }
     let (model, options) = args.reading.load(&path, size)?;
     let chunks = Chunks::of_text(&text, file, model.tokenizer(), Special::Literal, size, args.chunks)?;
     let mut session = Session::new(&model, &options).map_err(crate::advise)?;
