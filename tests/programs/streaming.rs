@@ -185,13 +185,13 @@ fn a_plan_for_two_short_memories_is_shown_and_followed() {
         serde_json::from_str(&succeed(&mut command)).expect("JSON")
     };
     let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{value} is no number of bytes"));
-    let all = planned(&["-ub", "32"]);
+    let all = planned(&["-b", "32"]);
     let experts = number(&all["device"]["expert_bytes"]);
-    // Buffers of larger micro-batches would take more than the experts of this model.
+    // Buffers of larger batches would take more than the experts of this model.
     let vram = ((number(&all["device"]["total_bytes"]) - experts * 3 / 4) * 16 / 15).to_string();
     let host = number(&all["memory"]["other_bytes"]) + number(&all["device"]["compute_bytes"]);
     let ram = (host + experts / 3 + experts / 8).to_string();
-    let budgets = ["--vram", &vram, "--ram", &ram, "-ub", "32"];
+    let budgets = ["--vram", &vram, "--ram", &ram, "-b", "32"];
     let plan = planned(&budgets);
     let chances =
         ["device", "memory", "file"].map(|at| plan["expert_chances"][at].as_f64().expect("a share"));
