@@ -106,6 +106,11 @@ impl Layer {
         self.gate.len()
     }
 
+    /// Numbers of the experts' scores, in their order.
+    pub fn scores(&self) -> Range<usize> {
+        self.first_score..self.first_score + self.n_expert()
+    }
+
     /// Number of the matrix of an expert.
     pub fn matrix(&self, projection: Projection, expert: usize) -> usize {
         match projection {

@@ -91,8 +91,6 @@ pub(crate) struct State {
     fill_cursor: Option<usize>,
     pass: Option<Arc<Pass>>,
     is_sweep: bool,
-    /// Scores of the experts of the layer that is being passed, where it will be passed again before the next.
-    repeated: Range<usize>,
     /// How many tiles are staged, and how many may be without need.
     n_staged: usize,
     window: usize,
@@ -138,7 +136,6 @@ impl State {
             fill_cursor: None,
             pass: None,
             is_sweep: false,
-            repeated: 0..0,
             n_staged: 0,
             turn: 0,
             depth,
@@ -167,7 +164,6 @@ impl State {
         self.forget_pass();
         self.turn += 1;
         self.pass = None;
-        self.repeated = 0..0;
         self.stop = Some(stop);
         self.is_stopped = false;
         self.failure = None;
@@ -230,8 +226,6 @@ impl State {
         hints.iter().for_each(|tile| self.slots[*tile].hinted = false);
         self.cursor = 0;
         self.is_sweep = request.part.count > 1 || request.n_tokens >= SWEEP_TOKENS;
-        let scores = layer.first_score..layer.first_score + layer.n_expert();
-        self.repeated = if request.part.is_followed() { scores } else { 0..0 };
         self.learn(request.layer, request.experts, request.n_tokens);
         self.hint(request);
         for tile in hints {
@@ -297,7 +291,7 @@ impl State {
     pub fn learn(&mut self, layer: usize, experts: &[(usize, usize)], n_tokens: usize) {
         let layer = &self.layout.layers[layer];
         let kept = 0.5f32.powf(n_tokens as f32 / HALF_LIFE);
-        let scores = &mut self.scores[layer.first_score..layer.first_score + layer.n_expert()];
+        let scores = &mut self.scores[layer.scores()];
         scores.iter_mut().for_each(|score| *score *= kept);
         for &(expert, n) in experts {
             scores[expert] += (1.0 - kept) * n as f32 / n_tokens.max(1) as f32;
@@ -306,8 +300,7 @@ impl State {
 
     /// As [`Pool::shares`](crate::Pool::shares).
     pub fn shares(&self, layer: usize) -> &[f32] {
-        let layer = &self.layout.layers[layer];
-        &self.scores[layer.first_score..layer.first_score + layer.n_expert()]
+        &self.scores[self.layout.layers[layer].scores()]
     }
 
     /// Notes what will be wanted after this pass: in a sweep all of the next layer, after the last one the first again.
@@ -340,9 +333,9 @@ impl State {
 
     /// As [`Pool::set_elsewhere`](crate::Pool::set_elsewhere).
     pub fn set_elsewhere(&mut self, layer: usize, experts: &[bool]) {
-        let layer = &self.layout.layers[layer];
-        assert_eq!(experts.len(), layer.n_expert());
-        self.elsewhere[layer.first_score..layer.first_score + experts.len()].copy_from_slice(experts);
+        let scores = self.layout.layers[layer].scores();
+        assert_eq!(experts.len(), scores.len());
+        self.elsewhere[scores].copy_from_slice(experts);
     }
 
     /// A tile, where it is in memory.
@@ -474,6 +467,12 @@ impl State {
         Some(Job { tile, memory })
     }
 
+    /// Scores of the experts of the layer that is being passed, where it will be passed again before the next.
+    fn repeated(&self) -> Range<usize> {
+        let followed = self.pass.as_ref().filter(|pass| pass.part.is_followed());
+        followed.map_or(0..0, |pass| self.layout.layers[pass.layer].scores())
+    }
+
     /// The tile in memory that is worth least.
     fn victim(&self, need: Need) -> Option<usize> {
         let within_window = self.n_staged < self.window;
@@ -481,6 +480,7 @@ impl State {
             Need::Wanted(_) => !self.is_sweep || self.waiting.is_busy() || within_window,
             Need::Hinted => within_window,
         };
+        let repeated = self.repeated();
         let mut least: Option<((u8, f32), usize)> = None;
         for (matrix, _) in self.layout.matrices.iter().zip(&self.n_ready).filter(|(_, n)| **n > 0) {
             for tile in matrix.tiles.clone().rev() {
@@ -490,7 +490,7 @@ impl State {
                     continue;
                 }
                 let worth = self.scores[matrix.score] - if slot.fresh { HYSTERESIS } else { 0.0 };
-                let is_repeated = self.repeated.contains(&matrix.score);
+                let is_repeated = repeated.contains(&matrix.score);
                 let was_swept = self.is_sweep && slot.used == self.turn && !is_repeated;
                 let rank = match (need, slot.position) {
                     (Need::Wanted(at), later) if later != NONE && later > at => (4, -(later as f32)),
