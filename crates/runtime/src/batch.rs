@@ -1,9 +1,10 @@
 //! Which tokens of a prompt are computed together, and by whom.
 
+use crate::graph::{BatchShape, MicroBatch};
 use crate::kernels::Kernels;
 use crate::model::Model;
 use crate::session::SessionOptions;
-use crate::staging::MOST_GATED;
+use crate::staging::{MOST_GATED, Staging};
 
 /// Batches from which on devices compute with weights that lie on the host; ggml's own bound.
 pub(crate) const MIN_OFFLOAD_TOKENS: usize = 32;
@@ -35,6 +36,32 @@ impl Batches<'_> {
         if may_sweep && are_brought { all } else { n_tokens.min(self.options.n_ubatch as usize) }
     }
 
+    /// The shape of the graph for `n_tokens` [together](Self::together), of which the last `n_outputs` have logits. `n_kv` tells
+    /// what the first of them, so many, look at; `staging` are the stacks.
+    pub fn shape(
+        &self,
+        n_tokens: usize,
+        n_outputs: usize,
+        n_kv: impl Fn(usize) -> usize,
+        staging: Option<&Staging>,
+    ) -> BatchShape {
+        let n_ubatch = self.options.n_ubatch as usize;
+        let micro_batch = |start: usize| {
+            let end = (start + n_ubatch).min(n_tokens);
+            MicroBatch { n_tokens: end - start, n_kv: n_kv(end) }
+        };
+        BatchShape {
+            micro_batches: (0..n_tokens).step_by(n_ubatch).map(micro_batch).collect(),
+            n_outputs,
+            flash_attention: self.options.flash_attention,
+            kernels: self.kernels(n_tokens),
+            routing: false,
+            tapped: false,
+            by_slots: self.use_slots(n_tokens),
+            staged: staging.filter(|_| self.are_staged(n_tokens)).map(Staging::order),
+        }
+    }
+
     /// Whether experts of the host are copied to devices in time.
     pub fn are_staged(&self, n_tokens: usize) -> bool {
         self.has_staging && self.options.stage_experts.least_tokens().is_some_and(|from| n_tokens >= from)
@@ -54,13 +81,13 @@ impl Batches<'_> {
 
     /// The kernels: devices can't take over what ours compute. (Streamed experts that are not staged are ours to compute in
     /// any case.)
-    pub fn kernels(&self, n_tokens: usize) -> Kernels {
+    fn kernels(&self, n_tokens: usize) -> Kernels {
         if self.are_offloaded(n_tokens) { Kernels::Ggml } else { self.model.kernels() }
     }
 
     /// Whether experts in slots are computed there. In large batches nearly every expert is asked for, and what devices take
     /// over is copied to them in any case; streamed experts are not taken over unless they are staged.
-    pub fn use_slots(&self, n_tokens: usize) -> bool {
+    fn use_slots(&self, n_tokens: usize) -> bool {
         let is_streamed = self.model.expert_pool().is_some() && !self.are_staged(n_tokens);
         self.model.slots().is_some() && (is_streamed || !self.are_offloaded(n_tokens))
     }

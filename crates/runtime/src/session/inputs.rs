@@ -1,23 +1,7 @@
-//! Micro-batches, and what is written into their graph.
+//! What is written into the graph of a batch.
 
-use super::SessionOptions;
-use crate::graph::{BatchGraph, MicroBatch};
+use crate::graph::BatchGraph;
 use std::ops::Range;
-
-/// So many tokens as micro-batches; `n_kv` tells what the first of them, so many, look at.
-pub(super) fn micro_batches(
-    n_tokens: usize,
-    options: &SessionOptions,
-    n_kv: impl Fn(usize) -> usize,
-) -> Vec<MicroBatch> {
-    let n_ubatch = options.n_ubatch as usize;
-    let starts = (0..n_tokens).step_by(n_ubatch);
-    let from = |start: usize| {
-        let end = (start + n_ubatch).min(n_tokens);
-        MicroBatch { n_tokens: end - start, n_kv: n_kv(end) }
-    };
-    starts.map(from).collect()
-}
 
 /// Writes the inputs of a graph for tokens behind `n_past` others. `rows` are theirs among the embeddings, `window` how far back
 /// each sees.

@@ -17,7 +17,6 @@ use crate::saved_context;
 use crate::staging::Staging;
 pub use crate::staging::StagingStatistics;
 use ggml::{Node, Scheduler, Tensor, ThreadPool};
-use inputs::micro_batches;
 use observer::show;
 pub use observer::{ExpertRows, MatrixInput, Observer};
 pub(crate) use options::cache_types;
@@ -309,18 +308,13 @@ impl Session {
         let batches = self.batches();
         let n_past = self.n_past + self.n_under_way;
         let n_kv = |n_tokens: usize| (n_past + n_tokens).next_multiple_of(KV_STEP).min(self.n_ctx);
-        let staging = self.staging().filter(|_| !tapped && batches.are_staged(n_tokens));
-        Ok(BatchShape {
-            micro_batches: micro_batches(n_tokens, &self.options, n_kv),
-            n_outputs,
-            flash_attention: self.options.flash_attention,
-            // Inputs of products that are fused into one node would never be seen.
-            kernels: if tapped { Kernels::Ggml } else { batches.kernels(n_tokens) },
-            routing: self.routing.is_some(),
-            tapped,
-            by_slots: !tapped && batches.use_slots(n_tokens),
-            staged: staging.map(Staging::order),
-        })
+        let shape = batches.shape(n_tokens, n_outputs, n_kv, self.staging());
+        let shape = BatchShape { routing: self.routing.is_some(), ..shape };
+        if !tapped {
+            return Ok(shape);
+        }
+        // Inputs of products that are fused into one node, or computed from slots or stacks, would never be seen.
+        Ok(BatchShape { tapped, kernels: Kernels::Ggml, by_slots: false, staged: None, ..shape })
     }
 
     /// The graph of the last batch where it has this shape, else a new one that has its memory.

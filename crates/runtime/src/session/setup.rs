@@ -1,10 +1,9 @@
 //! What a session is made of: threads, scheduler, stacks for experts, and memory for the largest graphs.
 
-use super::inputs::micro_batches;
 use super::{SessionOptions, StageExperts, ready};
 use crate::Error;
 use crate::batch::Batches;
-use crate::graph::{self, BatchShape};
+use crate::graph;
 use crate::kv_cache::KvCache;
 use crate::memory::Free;
 use crate::model::Model;
@@ -75,16 +74,7 @@ impl Setup<'_> {
         let Setup { model, options, n_ctx, .. } = *self;
         let batches = Batches { model, options, has_staging: staging.is_some() };
         let n_tokens = batches.together(n_tokens, true);
-        let shape = BatchShape {
-            micro_batches: micro_batches(n_tokens, options, |_| n_ctx),
-            n_outputs: 1,
-            flash_attention: options.flash_attention,
-            kernels: batches.kernels(n_tokens),
-            routing: false,
-            tapped: false,
-            by_slots: batches.use_slots(n_tokens),
-            staged: batches.are_staged(n_tokens).then(Default::default),
-        };
+        let shape = batches.shape(n_tokens, 1, |_| n_ctx, staging);
         graph::build(model, self.cache, shape, staging, self.embeddings).graph
     }
 
