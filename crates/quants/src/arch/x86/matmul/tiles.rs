@@ -39,19 +39,19 @@ const TILES: usize = 4;
 const FEW: usize = 16;
 /// Super-blocks' lengths to fetch ahead.
 const AHEAD: usize = 2;
-/// Groups of eight weight rows in a tile of the longest vectors.
+/// Groups of eight weight rows in the largest tile.
 const MAX_GROUPS: usize = 2;
 /// Rows of activations that the longest step multiplies.
 const MAX_STEP_ROWS: usize = 12;
 /// Rows of activations for which results are kept while tiles move along the columns.
 const PANEL: usize = 256;
 
-/// Groups of eight weight rows in a tile, as many as a vector has.
-const fn groups(isa: u32) -> usize {
+/// Groups of eight weight rows in a tile: as many as a vector has or, without VNNI, in two vectors.
+pub(super) const fn groups(isa: u32) -> usize {
     match isa {
         #[cfg(avx512)]
-        AVX512_VNNI | AMX => 2,
-        _ => 1,
+        AVX_VNNI => 1,
+        _ => 2,
     }
 }
 
@@ -65,14 +65,13 @@ pub(super) const fn has_vnni(isa: u32) -> bool {
 }
 
 /// Rows of activations that one step multiplies: as many as there are registers for.
-const fn step_rows(ty: u32, isa: u32) -> usize {
+const fn step_rows(isa: u32) -> usize {
     match isa {
         #[cfg(avx512)]
         AVX512_VNNI => MAX_STEP_ROWS,
         #[cfg(avx512)]
         AVX_VNNI => 6,
-        _ if is_long(ty) => 5,
-        _ => 6,
+        _ => 3,
     }
 }
 
@@ -235,7 +234,7 @@ unsafe fn panel<const TY: u32, const ISA: u32, Tile>(
             }
         }
         activations.block = b;
-        let n_steps = n_acts.div_ceil(const { step_rows(TY, ISA) });
+        let n_steps = n_acts.div_ceil(const { step_rows(ISA) });
         let mut a = 0;
         for i in 0..n_steps {
             let n_step = (n_acts - a).div_ceil(n_steps - i);
@@ -313,7 +312,7 @@ unsafe fn long<const TY: u32, const ISA: u32>(
             AVX_VNNI => {
                 with_rows!(n, [1 2 3 4 5 6], vnni::long_256, TY, (tile, activations, starts, dots))
             }
-            _ => with_rows!(n, [1 2 3 4 5], steps::long, TY, (tile, activations, dots)),
+            _ => with_rows!(n, [1 2 3], steps::long, TY, (tile, activations, dots)),
         }
     }
 }
@@ -343,7 +342,7 @@ unsafe fn short<const TY: u32, const ISA: u32>(
             AVX_VNNI => {
                 with_rows!(n, [1 2 3 4 5 6], vnni::short_256, TY, (tile, activations, starts, n_blocks, dots))
             }
-            _ => with_rows!(n, [1 2 3 4 5 6], steps::short, TY, (tile, activations, starts, n_blocks, dots)),
+            _ => with_rows!(n, [1 2 3], steps::short, TY, (tile, activations, starts, n_blocks, dots)),
         }
     }
 }
