@@ -29,7 +29,7 @@ pub struct Budget {
     pub vram_bytes: Option<u64>,
     /// Memory of the host, the program and the parts of the file that are kept in memory included.
     pub ram_bytes: Option<u64>,
-    /// For each layer the chance of each expert that a token takes it, 0 to 1; even where there is none.
+    /// For each layer the chance of each expert that a token takes it, 0 to 1; those of ranks where there is none.
     pub chances: Vec<Vec<f64>>,
 }
 
