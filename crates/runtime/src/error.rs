@@ -107,6 +107,18 @@ pub enum Error {
         /// What the device, or the machine (or its cgroup), has.
         available_bytes: u64,
     },
+    /// The pool of streamed experts doesn't fit.
+    #[error(
+        "--expert-pool: {needed_bytes} bytes are needed beside {dense_bytes} of other weights, but {available_bytes} are free"
+    )]
+    PoolMemory {
+        /// What the pool would fill: its size, or all experts where these are less.
+        needed_bytes: u64,
+        /// Weights that every token reads, which are in memory already.
+        dense_bytes: u64,
+        /// What the machine (or its cgroup) has left.
+        available_bytes: u64,
+    },
     /// A model that is to be locked into memory doesn't fit.
     #[error("--mlock: {needed_bytes} bytes are to be locked, but {available_bytes} are free")]
     LockedMemory {

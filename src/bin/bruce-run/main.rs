@@ -118,6 +118,13 @@ fn advise(error: runtime::Error) -> anyhow::Error {
                 "leave out -ngl, --no-mmap and --repack: what fits is planned then; or say how much may be used with --vram and --ram",
             )
         }
+        runtime::Error::PoolMemory { needed_bytes, dense_bytes, available_bytes } => {
+            let [needed, dense, available] = [needed_bytes, dense_bytes, available_bytes].map(bytes);
+            let error = anyhow::anyhow!(
+                "--expert-pool: {needed} are needed beside {dense} of other weights, and {available} are free"
+            );
+            exit::with_hint(error, "leave it out: the pool gets what memory is left")
+        }
         runtime::Error::LockedMemory { needed_bytes, available_bytes } => {
             let (needed, available) = (bytes(needed_bytes), bytes(available_bytes));
             let error = anyhow::anyhow!("--mlock: {needed} are to be locked, and {available} are free");

@@ -84,7 +84,7 @@ pub(crate) fn sources(pieces: &[&TensorInfo], n_expert: usize) -> Vec<MatrixSour
 /// The pool for these layers.
 ///
 /// # Errors
-/// [`Error::ExpertPool`]; [`Error::Option`] where the pool is more than the memory that `dense_bytes`, which have theirs,
+/// [`Error::ExpertPool`]; [`Error::PoolMemory`] where the pool is more than the memory that `dense_bytes`, which have theirs,
 /// leave.
 pub(super) fn pool(
     gguf: &Gguf,
@@ -94,12 +94,8 @@ pub(super) fn pool(
 ) -> Result<Arc<Pool>, Error> {
     let size_bytes = options.size_bytes;
     let needed = size_bytes.min(Pool::all_bytes(layers));
-    if let Some(available) = memory::available_bytes().filter(|available| needed > *available) {
-        return Err(Error::Option {
-            option: "--expert-pool",
-            found: format!("{size_bytes} bytes beside {dense_bytes} of other weights"),
-            expected: format!("no more than the {available} bytes that are free"),
-        });
+    if let Some(available_bytes) = memory::available_bytes().filter(|available| needed > *available) {
+        return Err(Error::PoolMemory { needed_bytes: needed, dense_bytes, available_bytes });
     }
     Ok(Arc::new(Pool::new(Files::open(gguf.parts())?, layers, options)?))
 }

@@ -77,8 +77,8 @@ pub struct Plan {
 /// The inputs of a plan, and the plan.
 type Tried = (Demand, Machine, Result<Outlook, Shortage>);
 
-/// Context of a model that does not fit, where the user names none.
-const SHORT_CONTEXT: u32 = 4096;
+/// Tokens of context of a model that does not fit, where the user names none and it was not trained for fewer.
+pub const SHORT_CONTEXT: u32 = 4096;
 
 impl Plan {
     /// The plan for a file. `model` and `session` say what the user has decided.
@@ -110,7 +110,16 @@ impl Plan {
         let mut n_ctx = wanted;
         let (mut demand, mut machine, mut outlook) =
             try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;
-        while session.n_ctx == 0 && n_ctx > SHORT_CONTEXT && !is_at_best(&demand, &machine, &outlook) {
+        // Memory that a shorter context leaves is worth nothing to a pool whose size is given.
+        let has_enough = |machine: &Machine, outlook: &Result<Outlook, Shortage>| {
+            let is_given = matches!(decided.streaming, Streaming::Always(Some(_)));
+            outlook.is_ok() && is_given && machine.device.is_none()
+        };
+        while session.n_ctx == 0
+            && n_ctx > SHORT_CONTEXT
+            && !is_at_best(&demand, &machine, &outlook)
+            && !has_enough(&machine, &outlook)
+        {
             n_ctx = (n_ctx / 2).max(SHORT_CONTEXT);
             (demand, machine, outlook) = try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;
         }

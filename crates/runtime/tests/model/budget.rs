@@ -122,6 +122,28 @@ fn a_context_is_shorter_only_where_memory_is_short() {
     assert_eq!(plan(512, 256 * MIB).expect("a plan").reduced_from, None);
 }
 
+/// A shorter context leaves memory, which a pool whose size is given has no use for.
+#[test]
+fn a_context_is_not_shorter_for_a_pool_of_a_given_size() {
+    let file = rewrite(
+        &tiny_moe("q8_0", Stacked).path,
+        |metadata| metadata.set("llama.context_length", gguf::Value::U32(1 << 14)),
+        |_| Edit::Keep,
+    );
+    let gguf = Gguf::open(&file.path).expect("a file of ours");
+    let plan = |ram: u64| {
+        let budget = Budget { ram_bytes: Some(ram), ..Budget::default() };
+        let model = ModelOptions { expert_pool_bytes: Some(2 * MIB), ..plain() };
+        let options = SessionOptions { n_ctx: 0, ..session_options() };
+        Plan::make(&gguf, &model, &options, &budget, Measure::Never).expect("a plan")
+    };
+    let with_room = plan(1024 * MIB);
+    assert_eq!((with_room.n_ctx, with_room.reduced_from), (1 << 14, None));
+    assert_eq!(with_room.pool_bytes, Some(2 * MIB));
+    let without = plan(with_room.outlook.memory.total_bytes() - 1);
+    assert_eq!((without.n_ctx, without.reduced_from), (1 << 13, Some(1 << 14)));
+}
+
 /// Weights fit, cache and buffers don't: an error with sizes from both, and the memory is free again.
 #[test]
 fn a_context_that_a_device_can_not_hold_is_an_error() {

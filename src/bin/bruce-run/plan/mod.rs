@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use gguf::Gguf;
 use model_spec::HyperParams;
 use runtime::model::{Model, ModelOptions};
-use runtime::plan::{Budget, Measure, Plan};
+use runtime::plan::{Budget, Measure, Plan, SHORT_CONTEXT};
 use runtime::residency::{GpuLayers, PlacementOptions};
 use runtime::session::{SessionOptions, StageExperts};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub struct BudgetArgs {
     #[arg(long, value_name = "SIZE", value_parser = crate::cli::values::size)]
     pub ram: Option<u64>,
 
-    /// How often experts are taken, from `bruce-run trace -o FILE`; without it all count the same
+    /// How often experts are taken, from `bruce-run trace -o FILE`; without it the router is taken to prefer some a little
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 }
@@ -114,6 +114,10 @@ pub fn follow(
             let (needed, free) =
                 (bruce::size::bytes(needed.total_bytes()), bruce::size::bytes(available_bytes));
             bruce::say!("warning: the model needs {needed} of memory at least, and {free} are free");
+            // What is needed was told for this context.
+            if session.n_ctx == 0 {
+                session.n_ctx = hyper_params(path)?.n_ctx_train.min(SHORT_CONTEXT);
+            }
             Ok(None)
         }
         Err(error) => Err(crate::advise(error)),
