@@ -110,15 +110,12 @@ impl Plan {
         let mut n_ctx = wanted;
         let (mut demand, mut machine, mut outlook) =
             try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;
-        // Memory that a shorter context leaves is worth nothing to a pool whose size is given.
-        let has_enough = |machine: &Machine, outlook: &Result<Outlook, Shortage>| {
-            let is_given = matches!(decided.streaming, Streaming::Always(Some(_)));
-            outlook.is_ok() && is_given && machine.device.is_none()
-        };
+        // Memory that a shorter context leaves is worth nothing to a pool whose size is given; that of a device may be.
+        let is_pool_given = matches!(decided.streaming, Streaming::Always(Some(_)));
         while session.n_ctx == 0
             && n_ctx > SHORT_CONTEXT
             && !is_at_best(&demand, &machine, &outlook)
-            && !has_enough(&machine, &outlook)
+            && !(is_pool_given && machine.device.is_none() && outlook.is_ok())
         {
             n_ctx = (n_ctx / 2).max(SHORT_CONTEXT);
             (demand, machine, outlook) = try_with(&survey, &decided, grain, n_ctx, Rates::UNKNOWN)?;

@@ -102,14 +102,19 @@ fn a_budget_that_is_too_small_says_what_is_needed() {
     assert!(matches!(error, Error::Shortage { .. }) && text.contains("4194304 may be used"), "{text}");
 }
 
-#[test]
-fn a_context_is_shorter_only_where_memory_is_short() {
+/// A header that says so of its model's context.
+fn trained_with(n_ctx: u32) -> Gguf {
     let file = rewrite(
         &tiny_moe("q8_0", Stacked).path,
-        |metadata| metadata.set("llama.context_length", gguf::Value::U32(1 << 20)),
+        |metadata| metadata.set("llama.context_length", gguf::Value::U32(n_ctx)),
         |_| Edit::Keep,
     );
-    let gguf = Gguf::open(&file.path).expect("a file of ours");
+    Gguf::open(&file.path).expect("a file of ours")
+}
+
+#[test]
+fn a_context_is_shorter_only_where_memory_is_short() {
+    let gguf = trained_with(1 << 20);
     let plan = |n_ctx, ram: u64| {
         let budget = Budget { ram_bytes: Some(ram), ..Budget::default() };
         let options = SessionOptions { n_ctx, ..session_options() };
@@ -125,12 +130,7 @@ fn a_context_is_shorter_only_where_memory_is_short() {
 /// A shorter context leaves memory, which a pool whose size is given has no use for.
 #[test]
 fn a_context_is_not_shorter_for_a_pool_of_a_given_size() {
-    let file = rewrite(
-        &tiny_moe("q8_0", Stacked).path,
-        |metadata| metadata.set("llama.context_length", gguf::Value::U32(1 << 14)),
-        |_| Edit::Keep,
-    );
-    let gguf = Gguf::open(&file.path).expect("a file of ours");
+    let gguf = trained_with(1 << 14);
     let plan = |ram: u64| {
         let budget = Budget { ram_bytes: Some(ram), ..Budget::default() };
         let model = ModelOptions { expert_pool_bytes: Some(2 * MIB), ..plain() };

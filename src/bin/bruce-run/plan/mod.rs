@@ -7,6 +7,7 @@ use crate::cli::model::{LoadArgs, PlacementArgs};
 use crate::print;
 use anyhow::Context;
 use bruce::exit::with_hint;
+use bruce::size::{bytes, bytes_at_least};
 use clap::ValueEnum;
 use gguf::Gguf;
 use model_spec::HyperParams;
@@ -111,12 +112,11 @@ pub fn follow(
         }
         // Nobody asked for a budget: the system may still make room, by reading the file again and again.
         Err(runtime::Error::Shortage { needed, available_bytes }) if args.ram.is_none() => {
-            let (needed, free) =
-                (bruce::size::bytes(needed.total_bytes()), bruce::size::bytes(available_bytes));
+            let (needed, free) = (bytes_at_least(needed.total_bytes()), bytes(available_bytes));
             bruce::say!("warning: the model needs {needed} of memory at least, and {free} are free");
-            // What is needed was told for this context.
+            // The least memory is that of the shortest context that is planned.
             if session.n_ctx == 0 {
-                session.n_ctx = hyper_params(path)?.n_ctx_train.min(SHORT_CONTEXT);
+                session.n_ctx = header(&gguf)?.n_ctx_train.min(SHORT_CONTEXT);
             }
             Ok(None)
         }
@@ -134,7 +134,11 @@ fn open(path: &Path) -> Result<Gguf, anyhow::Error> {
 /// # Errors
 /// Where the file can't be read, or has none.
 pub fn hyper_params(path: &Path) -> Result<HyperParams, anyhow::Error> {
-    Ok(HyperParams::from_gguf(&open(path)?).map_err(runtime::Error::from)?)
+    header(&open(path)?)
+}
+
+fn header(gguf: &Gguf) -> Result<HyperParams, anyhow::Error> {
+    Ok(HyperParams::from_gguf(gguf).map_err(runtime::Error::from)?)
 }
 
 fn budget(gguf: &Gguf, args: &BudgetArgs) -> Result<Budget, anyhow::Error> {
@@ -150,7 +154,6 @@ fn budget(gguf: &Gguf, args: &BudgetArgs) -> Result<Budget, anyhow::Error> {
 
 /// What the user should know about it before anything is loaded.
 fn warn(gguf: &Gguf, plan: &Plan, args: &BudgetArgs, placement: &PlacementOptions, staged: StageExperts) {
-    use bruce::size::bytes;
     if let Some(wanted) = plan.reduced_from {
         bruce::say!(
             "note: a context of {} tokens instead of {wanted}, as memory is short; -c sets another",
