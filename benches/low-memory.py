@@ -13,8 +13,8 @@ makes otherwise is more than the limit. Beside these stands bruce-run with every
 At last the greedy continuation of the text's beginning under each limit is compared with the one with everything in memory: a
 difference is an error (exit code 1).
 
-Columns: "of the disk's limit" is the time that reading the misses takes at the bandwidth of the run, over the time of the run;
-"in the pool" the share of experts' bytes found in memory; "planned" what the plan expected of decoding, with the disk as measured
+Columns: "of the disk's limit" is the time that reading what the pool had not takes at the bandwidth of the run, over the time of the
+run, whether or not that came in time; "in the pool" the share of experts' bytes that had stayed in memory; "planned" what the plan expected of decoding, with the disk as measured
 before loading; "with this disk" the same with the disk as measured right before and after each repetition; "and these hits" with
 the hits that there were too: what is left of the error then is the plan's own.
 """

@@ -107,6 +107,7 @@ pub(crate) struct State {
     pub waiting: Busy,
     pub reading: Busy,
     hit_bytes: u64,
+    ahead_bytes: u64,
     missed_bytes: u64,
     read_bytes: u64,
 }
@@ -148,6 +149,7 @@ impl State {
             waiting: Busy::default(),
             reading: Busy::default(),
             hit_bytes: 0,
+            ahead_bytes: 0,
             missed_bytes: 0,
             read_bytes: 0,
             layout,
@@ -218,6 +220,7 @@ impl State {
                 match self.slots[tile].data {
                     // Read, or found, for the part before.
                     Data::Ready(_) if request.part.index > 0 => {}
+                    Data::Ready(_) if self.slots[tile].staged => self.ahead_bytes += len,
                     Data::Ready(_) => self.hit_bytes += len,
                     Data::Absent | Data::Reading => self.missed_bytes += len,
                 }
@@ -571,6 +574,7 @@ impl State {
     pub fn statistics(&self) -> Statistics {
         Statistics {
             hit_bytes: self.hit_bytes,
+            ahead_bytes: self.ahead_bytes,
             missed_bytes: self.missed_bytes,
             read_bytes: self.read_bytes,
             reading: self.reading.total(),

@@ -5,8 +5,10 @@ use std::time::Duration;
 /// Counters since the pool was made, or differences of two of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistics {
-    /// Bytes of tiles that were in memory when a layer asked for them, the first time where several batches pass it in turn.
+    /// Bytes of tiles that had stayed in memory when a layer asked for them, the first time where several batches pass it in turn.
     pub hit_bytes: u64,
+    /// Bytes of tiles that were in memory because they had just been read, ahead of need.
+    pub ahead_bytes: u64,
     /// Bytes of tiles that had to be waited for, or were on their way.
     pub missed_bytes: u64,
     /// Bytes read from the files, those ahead of need and the rounding to pages included.
@@ -18,9 +20,19 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Share of the bytes asked for that were in memory, 0 to 1; 1 where nothing was asked for.
+    /// Bytes that layers asked for.
+    pub fn asked_bytes(&self) -> u64 {
+        self.hit_bytes + self.needed_bytes()
+    }
+
+    /// Bytes that layers asked for and only the files had, whether or not they came in time.
+    pub fn needed_bytes(&self) -> u64 {
+        self.ahead_bytes + self.missed_bytes
+    }
+
+    /// Share of the bytes asked for that had stayed in memory, 0 to 1; 1 where nothing was asked for.
     pub fn hit_rate(&self) -> f64 {
-        let all = self.hit_bytes + self.missed_bytes;
+        let all = self.asked_bytes();
         if all == 0 { 1.0 } else { self.hit_bytes as f64 / all as f64 }
     }
 
@@ -30,10 +42,10 @@ impl Statistics {
         if seconds > 0.0 { self.read_bytes as f64 / seconds } else { 0.0 }
     }
 
-    /// The least time in which the misses can be read at the [bandwidth](Self::bandwidth).
+    /// The least time in which what was [needed](Self::needed_bytes) can be read at the [bandwidth](Self::bandwidth).
     pub fn least_time(&self) -> Duration {
         let bandwidth = self.bandwidth();
-        let seconds = if bandwidth > 0.0 { self.missed_bytes as f64 / bandwidth } else { 0.0 };
+        let seconds = if bandwidth > 0.0 { self.needed_bytes() as f64 / bandwidth } else { 0.0 };
         Duration::from_secs_f64(seconds)
     }
 
@@ -41,6 +53,7 @@ impl Statistics {
     pub fn since(&self, earlier: &Statistics) -> Statistics {
         Statistics {
             hit_bytes: self.hit_bytes - earlier.hit_bytes,
+            ahead_bytes: self.ahead_bytes - earlier.ahead_bytes,
             missed_bytes: self.missed_bytes - earlier.missed_bytes,
             read_bytes: self.read_bytes - earlier.read_bytes,
             reading: self.reading.saturating_sub(earlier.reading),
@@ -89,7 +102,8 @@ mod tests {
         assert_eq!(Statistics::default().hit_rate(), 1.0);
         let now = Statistics {
             hit_bytes: 35,
-            missed_bytes: 15,
+            ahead_bytes: 5,
+            missed_bytes: 10,
             read_bytes: 40,
             reading: Duration::from_secs(2),
             waiting: Duration::from_secs(1),

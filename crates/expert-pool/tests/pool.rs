@@ -250,7 +250,7 @@ fn a_pool_for_everything_reads_once() {
             assert!(turn(&pool, &everything, 64, 1).expect("read"));
         }
         let later = pool.statistics().since(&first);
-        assert_eq!((later.missed_bytes, later.read_bytes), (0, 0), "{readers}");
+        assert_eq!((later.needed_bytes(), later.read_bytes), (0, 0), "{readers}");
         assert_eq!(later.hit_bytes, 3 * (N_LAYERS * 3 * N_EXPERTS * MATRIX_BYTES) as u64);
     }
 }
@@ -272,7 +272,7 @@ fn parts_of_a_sweep_read_what_one_would() {
                     turn.finish().expect("read");
                 }
                 let done = pool.statistics().since(&before);
-                (done.read_bytes, done.hit_bytes + done.missed_bytes)
+                (done.read_bytes, done.asked_bytes())
             };
             let (apart, together) = (read(1), read(4));
             assert_eq!(apart.1, 4 * all);
@@ -344,7 +344,7 @@ fn experts_that_are_taken_often_stay() {
             turn(&pool, &experts(token), 1, 1).expect("read");
         }
         let done = pool.statistics().since(&before);
-        assert!(done.hit_rate() > 0.79, "{readers}: {done:?}");
+        assert!(done.hit_rate() > 0.75, "{readers}: {done:?}");
     }
 }
 

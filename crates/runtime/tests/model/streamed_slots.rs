@@ -95,7 +95,7 @@ fn layers_that_the_device_has_are_not_streamed() {
             (_, GpuLayers::Count(2)) => 2,
             _ => 3,
         };
-        assert_eq!(asked.hit_bytes + asked.missed_bytes, 12 * 2 * n_layers * expert_bytes(&model));
+        assert_eq!(asked.asked_bytes(), 12 * 2 * n_layers * expert_bytes(&model));
     }
 }
 
@@ -111,7 +111,7 @@ fn nothing_is_read_for_hits() {
     token_by_token(&model, 40, || ());
     let (asked, taken) = (pool.statistics(), slots.statistics());
     assert_eq!(taken.hits + taken.misses, 40 * 2 * 3);
-    assert_eq!(asked.hit_bytes + asked.missed_bytes, taken.misses * one, "{taken:?}");
+    assert_eq!(asked.asked_bytes(), taken.misses * one, "{taken:?}");
     // A batch takes nearly all, and readers run ahead of it.
     let how = SessionOptions { stage_experts: StageExperts::Never, ..session_options() };
     let mut session = Session::new(&model, &how).expect("a session");

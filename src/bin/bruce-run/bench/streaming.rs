@@ -112,6 +112,7 @@ mod tests {
         let repetition = |hits: u64, seconds, disk| Repetition {
             done: StreamStatistics {
                 hit_bytes: hits,
+                ahead_bytes: 0,
                 missed_bytes: 100 - hits,
                 read_bytes: 200,
                 reading: Duration::from_secs(2),

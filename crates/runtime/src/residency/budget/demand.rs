@@ -61,8 +61,9 @@ const TILE_BYTES: u64 = 2 << 20;
 const TILES_BEING_READ: u64 = 8;
 
 /// By how much the likeliest of a layer's experts is taken more often than on average, where half of them are taken; the least
-/// likely as much less. Of the models traced for BENCHMARKS.md ("Routing"), routers with trained balance prefer about so much.
-const PREFERENCE: f64 = 0.25;
+/// likely as much less. Of the models traced for BENCHMARKS.md ("Routing"), a router trained for balance prefers half of that, a
+/// merge's router that was never trained half as much more.
+const PREFERENCE: f64 = 0.4;
 
 /// Chance that a token takes the expert of a layer that is the `rank`-th likeliest (from 0), where nothing is known of the
 /// router: chances fall evenly around their average, and less the closer a token comes to taking all or none.
@@ -193,11 +194,11 @@ mod tests {
             assert!(chances.iter().all(|chance| (0.0..=1.0).contains(chance)), "{case}");
             assert!(chances.windows(2).all(|pair| pair[0] > pair[1] || n_used == n_expert), "{case}");
         }
-        // As tiny-moe's router: 29.6, 57.6 and 79.6 % of requests are met by one, two and three slots of four.
+        // Requests that one, two and three slots of four meet: between those of tiny-moe's router and of smol4x's.
         let met: Vec<f64> =
             (1..4).map(|n| (0..n).map(|rank| chance_of_rank(rank, 2, 4) / 2.0).sum()).collect();
-        for (met, measured) in met.iter().zip([0.296, 0.576, 0.796]) {
-            assert!((met - measured).abs() < 0.03, "{met} {measured}");
+        for (met, (even, uneven)) in met.iter().zip([(0.296, 0.383), (0.576, 0.678), (0.796, 0.879)]) {
+            assert!((even..uneven).contains(met), "{met}: {even} to {uneven}");
         }
     }
 }
