@@ -14,7 +14,9 @@ use crate::exit::{UsageError, with_hint};
 /// `argv` begins with the program's name; `program` is that name and, where clap parsed a subcommand's own arguments,
 /// the subcommand's; `commands` are the words that may come first.
 pub fn refusal(error: &clap::Error, program: &str, commands: &[&str], argv: &[OsString]) -> anyhow::Error {
-    let help = format!("{program} --help shows the options and examples");
+    let command = commands.iter().find(|command| argv.get(1).is_some_and(|first| *first == ***command));
+    let of_command = command.map(|command| format!(" {command}")).unwrap_or_default();
+    let help = format!("{program}{of_command} --help shows the options and examples");
     let (message, meant) = match surplus(error).map(|word| misplaced(&word, commands, argv)) {
         Some((message, meant)) => (message, meant.map(|command| format!("{program} {command}"))),
         None => (message(error), suggestion(error)),

@@ -37,11 +37,15 @@ fn mistyped_flags_commands_and_types_are_guessed() {
     refused_with(bruce_run().args(["m.gguf", "-n", "-5"]), "a number of tokens", "--help");
     refused_with(bruce_run().args(["m.gguf", "--ram", "12"]), "12G", "--help");
     refused_with(bruce_run().args(["m.gguf", "--top-k", "abc"]), "expected a whole number", "--help");
+    refused_with(bruce_run().args(["m.gguf", "--temp", "nan"]), "expected a number", "--help");
+    refused_with(bruce_run().args(["m.gguf", "--repeat-last-n", "-2"]), "-2 is not in -1..", "--help");
+    refused_with(bruce_run().args(["bench", "m.gguf", "-p", "0", "-n", "0"]), "found 0 tokens of both", "");
     refused_with(
         bruce_run().args(["perplexity", "m.gguf", "-f", "t", "--chunks", "0"]),
         "-1 for all",
-        "--help",
+        "bruce-run perplexity --help",
     );
+    refused_with(bruce_run().args(["perplexity", "m.gguf"]), "missing --file", "bruce-run perplexity --help");
 }
 
 #[test]

@@ -70,17 +70,10 @@ impl Directory {
 
     /// The name without links and only if it stays inside; `None` where there is no such file.
     fn resolve(&self, name: &str) -> Result<Option<PathBuf>> {
-        let relative = Path::new(name);
-        let plain = !name.is_empty() && relative.components().all(|c| matches!(c, Component::Normal(_)));
-        if !plain {
-            return Err(Error::malformed(
-                &self.path,
-                "file name",
-                quoted(name),
-                "a name inside the checkpoint directory",
-            ));
+        if !is_inside(name) {
+            return Err(Error::malformed(&self.path, "file name", quoted(name), INSIDE));
         }
-        let path = self.path.join(relative);
+        let path = self.path.join(name);
         let real = match path.canonicalize() {
             Ok(real) => real,
             Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
@@ -139,6 +132,14 @@ impl Directory {
         let Some(bytes) = self.read(name, limit)? else { return Ok(None) };
         json::parse_object(&self.join(name), &bytes).map(Some)
     }
+}
+
+/// What the names of a checkpoint's files are expected to be.
+pub(crate) const INSIDE: &str = "a name inside the checkpoint directory";
+
+/// Whether a name can't lead out of the directory that it is looked for in.
+pub(crate) fn is_inside(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Opening a FIFO for reading would otherwise wait for a writer for ever.

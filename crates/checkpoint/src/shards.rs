@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::directory::Directory;
+use crate::directory::{self, Directory};
 use crate::error::{Error, Result, list, quoted};
 use crate::json::kind;
 use crate::safetensors::{self, Entry};
@@ -70,14 +70,13 @@ fn read_index(dir: &Directory) -> Result<Option<HashMap<String, String>>> {
     };
     let mut index = HashMap::with_capacity(weight_map.len());
     for (tensor, shard) in weight_map {
-        let Value::String(shard) = shard else {
-            return Err(Error::malformed(
-                file,
-                format!("weight_map: {}", quoted(tensor)),
-                kind(shard),
-                "a file name",
-            ));
+        let malformed = |found, expected| {
+            Error::malformed(&file, format!("weight_map: {}", quoted(tensor)), found, expected)
         };
+        let Value::String(shard) = shard else { return Err(malformed(kind(shard), "a file name")) };
+        if !directory::is_inside(shard) {
+            return Err(malformed(quoted(shard), directory::INSIDE));
+        }
         index.insert(tensor.clone(), shard.clone());
     }
     if index.is_empty() {

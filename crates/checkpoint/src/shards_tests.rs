@@ -42,7 +42,8 @@ fn index_names_a_parent_directory() {
             map.insert("lm_head.weight".into(), json!(name));
         })
         .error();
-        assert!(text.contains(&format!("file name: found \"{name}\"")), "{text}");
+        let found = format!("index.json: weight_map: \"lm_head.weight\": found \"{name}\"");
+        assert!(text.contains(&found), "{text}");
     }
 }
 

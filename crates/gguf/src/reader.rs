@@ -213,7 +213,12 @@ fn open_one(path: &Path, part: usize) -> Result<(Arc<Mmap>, Header), Error> {
     // Asked before opening: opening a pipe would wait for somebody to write to it.
     let metadata = fs::metadata(path).map_err(Error::io(path, "open"))?;
     if let Some(kind) = kind_of(&metadata) {
-        return Err(Error::NotGguf { path: path.to_path_buf(), found: kind.to_owned() });
+        let found = if path.join("config.json").exists() {
+            format!("{kind} with a checkpoint (bruce-quant makes a GGUF file of it)")
+        } else {
+            kind.to_owned()
+        };
+        return Err(Error::NotGguf { path: path.to_path_buf(), found });
     }
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let map = mmap::map(path, &file)?;

@@ -69,6 +69,10 @@ fn directory_and_pipe() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let error = gguf::Gguf::open(dir.path()).expect_err("a directory");
     assert_eq!(reason(&error, dir.path()), format!("format: found a directory{NOT_GGUF}"));
+    std::fs::write(dir.path().join("config.json"), "{}").expect("written");
+    let error = gguf::Gguf::open(dir.path()).expect_err("a directory");
+    let found = "a directory with a checkpoint (bruce-quant makes a GGUF file of it)";
+    assert_eq!(reason(&error, dir.path()), format!("format: found {found}{NOT_GGUF}"));
     let pipe = dir.path().join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     if !made.is_ok_and(|status| status.success()) {

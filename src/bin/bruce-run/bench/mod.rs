@@ -285,6 +285,10 @@ fn tests(args: &Args) -> Result<Vec<Test>, anyhow::Error> {
         .chain(args.pg.iter().copied())
         .filter(|pair| *pair != (0, 0))
         .collect();
+    if pairs.is_empty() {
+        let usage = UsageError("-p, -n: found 0 tokens of both, expected something to measure".to_owned());
+        return Err(with_hint(usage, "-p 0 leaves prompts out, -n 0 decoding"));
+    }
     let type_k = or_default(args.cache_type_k.clone(), TensorType::F16);
     let type_v = or_default(args.cache_type_v.clone(), TensorType::F16);
     let flash_attn = or_default(args.flash_attn.clone(), Switch::Auto);

@@ -1,6 +1,6 @@
 //! How the next token is chosen.
 
-use super::values::{logit_bias, seed};
+use super::values::{finite, logit_bias, seed};
 use bruce::exit::UsageError;
 use runtime::sampler::{Params, Stage};
 use runtime::tokenizer::TokenId;
@@ -14,7 +14,7 @@ pub struct SamplingArgs {
     seed: Option<Seed>,
 
     /// Temperature; 0 always takes the likeliest token [default: 0.8]
-    #[arg(long, alias = "temperature", value_name = "N", env = "LLAMA_ARG_TEMPERATURE")]
+    #[arg(long, alias = "temperature", value_name = "N", env = "LLAMA_ARG_TEMPERATURE", value_parser = finite)]
     temp: Option<f32>,
 
     /// Choose among the N likeliest tokens; 0: all [default: 40]
@@ -22,31 +22,31 @@ pub struct SamplingArgs {
     top_k: Option<i32>,
 
     /// Choose among the likeliest tokens that make up this probability; 1: all [default: 0.95]
-    #[arg(long, value_name = "P", env = "LLAMA_ARG_TOP_P")]
+    #[arg(long, value_name = "P", env = "LLAMA_ARG_TOP_P", value_parser = finite)]
     top_p: Option<f32>,
 
     /// Drop tokens below this share of the likeliest one's probability; 0: none [default: 0.05]
-    #[arg(long, value_name = "P", env = "LLAMA_ARG_MIN_P")]
+    #[arg(long, value_name = "P", env = "LLAMA_ARG_MIN_P", value_parser = finite)]
     min_p: Option<f32>,
 
     /// Locally typical sampling; 1: off [default: 1]
-    #[arg(long, alias = "typical-p", value_name = "P")]
+    #[arg(long, alias = "typical-p", value_name = "P", value_parser = finite)]
     typical: Option<f32>,
 
     /// Make tokens of the recent text less likely by this factor; 1: off [default: 1]
-    #[arg(long, value_name = "N", env = "LLAMA_ARG_REPEAT_PENALTY")]
+    #[arg(long, value_name = "N", env = "LLAMA_ARG_REPEAT_PENALTY", value_parser = finite)]
     repeat_penalty: Option<f32>,
 
     /// How many tokens the recent text has; -1: the whole context [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1..))]
     repeat_last_n: Option<i32>,
 
     /// Taken from the logit of each token of the recent text [default: 0]
-    #[arg(long, value_name = "N", env = "LLAMA_ARG_PRESENCE_PENALTY")]
+    #[arg(long, value_name = "N", env = "LLAMA_ARG_PRESENCE_PENALTY", value_parser = finite)]
     presence_penalty: Option<f32>,
 
     /// Taken from it for each time it occurs [default: 0]
-    #[arg(long, value_name = "N", env = "LLAMA_ARG_FREQUENCY_PENALTY")]
+    #[arg(long, value_name = "N", env = "LLAMA_ARG_FREQUENCY_PENALTY", value_parser = finite)]
     frequency_penalty: Option<f32>,
 
     /// The stages in order, by name: penalties;top_k;typ_p;top_p;min_p;temperature

@@ -73,6 +73,14 @@ pub fn readers(text: &str) -> Result<StreamReaders, String> {
     }
 }
 
+/// A number that can be computed with.
+///
+/// # Errors
+/// A message for the user.
+pub fn finite(text: &str) -> Result<f32, String> {
+    text.parse::<f32>().ok().filter(|number| number.is_finite()).ok_or_else(|| "expected a number".to_owned())
+}
+
 /// A number of bytes, such as `8G`, `7500M`, `1.5GiB` (binary units) or `8GB` (decimal ones).
 ///
 /// # Errors

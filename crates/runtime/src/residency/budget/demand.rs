@@ -62,7 +62,7 @@ const TILES_BEING_READ: u64 = 8;
 
 /// By how much the likeliest of a layer's experts is taken more often than on average, where half of them are taken; the least
 /// likely as much less. Of the models traced for BENCHMARKS.md ("Routing"), a router trained for balance prefers half of that, a
-/// merge's router that was never trained half as much more.
+/// merge's router that was never trained a third more.
 const PREFERENCE: f64 = 0.4;
 
 /// Chance that a token takes the expert of a layer that is the `rank`-th likeliest (from 0), where nothing is known of the
