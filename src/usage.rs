@@ -11,8 +11,7 @@ use crate::exit::{UsageError, with_hint};
 /// A command line that clap does not take, as the error that a program ends with: what is wrong in one line, and as the
 /// hint what may have been meant.
 ///
-/// `argv` begins with the program's name; `program` is that name and, where clap parsed a subcommand's own arguments,
-/// the subcommand's; `commands` are the words that may come first.
+/// `argv` begins with the program's name, which `program` is too; `commands` are the words that may come first.
 pub fn refusal(error: &clap::Error, program: &str, commands: &[&str], argv: &[OsString]) -> anyhow::Error {
     let command = commands.iter().find(|command| argv.get(1).is_some_and(|first| *first == ***command));
     let of_command = command.map(|command| format!(" {command}")).unwrap_or_default();

@@ -27,7 +27,7 @@ fn mistyped_flags_commands_and_types_are_guessed() {
     refused_with(
         bruce_quant().args(["verify", "m.gguf", "--agianst", "x"]),
         "--agianst",
-        "did you mean --against?",
+        "did you mean --against? bruce-quant verify --help shows",
     );
     refused_with(bruce_run().args(["m.gguf", "--tmp", "0"]), "--tmp", "did you mean --temp?");
     refused_with(bruce_run().args(["benhc", "m.gguf"]), "benhc", "did you mean bruce-run bench?");
@@ -39,7 +39,11 @@ fn mistyped_flags_commands_and_types_are_guessed() {
     refused_with(bruce_run().args(["m.gguf", "--top-k", "abc"]), "expected a whole number", "--help");
     refused_with(bruce_run().args(["m.gguf", "--temp", "nan"]), "expected a number", "--help");
     refused_with(bruce_run().args(["m.gguf", "--repeat-last-n", "-2"]), "-2 is not in -1..", "--help");
-    refused_with(bruce_run().args(["bench", "m.gguf", "-p", "0", "-n", "0"]), "found 0 tokens of both", "");
+    refused_with(
+        bruce_run().args(["bench", "m.gguf", "-p", "0", "-n", "0"]),
+        "found 0 tokens of both",
+        "-n 0 decoding",
+    );
     refused_with(
         bruce_run().args(["perplexity", "m.gguf", "-f", "t", "--chunks", "0"]),
         "-1 for all",

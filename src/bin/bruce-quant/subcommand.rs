@@ -27,6 +27,6 @@ pub fn arguments<T: Parser>(argv: &[OsString]) -> Result<Option<T>, anyhow::Erro
             crate::print(&error.render().to_string())?;
             Ok(None)
         }
-        Err(error) => Err(bruce::usage::refusal(&error, &program, NAMES, argv)),
+        Err(error) => Err(bruce::usage::refusal(&error, "bruce-quant", NAMES, argv)),
     }
 }

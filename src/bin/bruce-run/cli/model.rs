@@ -161,8 +161,7 @@ fn positive(text: &str) -> Result<f32, String> {
 
 // clap takes the type from the signature, so the path must be written out for it to be one value.
 fn unless_negative(text: &str) -> Result<Option<f32>, String> {
-    let number = text.parse::<f32>().ok().filter(|n| n.is_finite());
-    let number = number.ok_or_else(|| "expected a number".to_owned())?;
+    let number = super::values::finite(text)?;
     Ok((number >= 0.0).then_some(number))
 }
 
